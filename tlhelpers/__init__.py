@@ -1,0 +1,26 @@
+"""Helpers of a hands-on course on transfer learning.
+
+A method of transfer learning is a model (a pretrained body plus a head, parts of it frozen), an
+objective (what is optimised) and a loop (which never changes).  They meet in the notebook:
+
+    runtime          device, precision, threads, seeds, caches, quick or full profile
+    surgery          edit a model: heads, freezing, learning rates per part
+    backbones        named pretrained bodies
+    objectives       what is optimised, one factory per method
+    transferability  how far apart two domains are, from features
+    data             parts, splits, few-shot subsets, batches resident on the device
+    glyphs           printed characters, drawn from matplotlib's fonts
+    datasets         named data sets
+    train            the loop
+    features         run a frozen body once; probes
+    plots            figures that also say themselves in words
+    widgets          interactive versions of plain functions
+    checks           claims and exercises
+    exercises/       the questions of each page
+    recipes/         the scripts that made the shipped weights and recorded results
+    assets/          what they made, each with a card
+
+Importing the package itself imports nothing else.
+"""
+
+__version__ = "0.1.0"

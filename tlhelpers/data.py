@@ -1,0 +1,273 @@
+"""Labelled data: parts and splits, few-shot subsets, and batches from data resident on the device."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tlhelpers.runtime import pick_device
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some labelled examples of a data set, held in memory.
+
+    Attributes:
+        name: data set and split, such as "digits/train".
+        x: inputs [N, ...], for images [N, C, H, W] float32 in [0, 1] unless a transform changed that.
+        y: labels int64 [N] in 0..len(classes)-1.
+        classes: the names of the classes.
+        indices: int64 [N], the rows of the data set that these are.
+        transform: `repr` of what was done to x after loading.
+
+    Raises:
+        ValueError: no examples, lengths that differ, labels of another type or outside 0..C-1.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+    indices: Tensor = field(repr=False)
+    transform: str = "None"
+
+    def __post_init__(self) -> None:
+        if len(self.x) == 0:
+            raise ValueError(f"{self.name} is empty: it needs at least one example")
+        if not len(self.x) == len(self.y) == len(self.indices):
+            raise ValueError(
+                f"{self.name}: {len(self.x)} inputs, {len(self.y)} labels, {len(self.indices)} indices; "
+                "they must be equally many"
+            )
+        if self.y.dtype != torch.int64 or self.y.ndim != 1:
+            raise ValueError(f"{self.name}: labels must be int64 [N], not {self.y.dtype} {list(self.y.shape)}")
+        low, high = int(self.y.min()), int(self.y.max())
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(
+                f"{self.name}: labels run from {low} to {high}, outside 0..{len(self.classes) - 1} "
+                f"for {len(self.classes)} classes; renumber them or name all classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.x[i], self.y[i]
+
+    def take(self, rows: Tensor) -> "Part":
+        """The examples at positions `rows` (int64 [M]) as a part of its own."""
+        return replace(self, x=self.x[rows], y=self.y[rows], indices=self.indices[rows])
+
+    def mapped(self, transform: Callable[[Tensor], Tensor]) -> "Part":
+        """The same examples with `transform` applied to all inputs at once."""
+        return replace(self, x=transform(self.x), transform=f"{self.transform} -> {transform!r}")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set: learn on `train`, choose on `validation`, score once on `test`.
+
+    Raises:
+        ValueError: a class has no training example, or the parts name different classes.
+    """
+
+    train: Part
+    validation: Part
+    test: Part
+
+    def __post_init__(self) -> None:
+        if not self.train.classes == self.validation.classes == self.test.classes:
+            raise ValueError(f"the parts of {self.train.name} do not share one list of classes")
+        counts = torch.bincount(self.train.y, minlength=len(self.classes))
+        missing = [self.classes[i] for i in (counts == 0).nonzero().flatten().tolist()]
+        if missing:
+            raise ValueError(f"{self.train.name} has no example of {missing}; add some or drop the class")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.classes
+
+
+def few_shot(part: Part, labels_per_class: int, *, seed: int) -> Part:
+    """A random subset with the same number of labels for every class.
+
+    Draws with one seed are nested: the first 5 labels per class include the 2 drawn with that seed,
+    so curves over the number of labels are paired.
+
+    Raises:
+        ValueError: fewer than 1 label per class, or more than some class has.
+    """
+    if labels_per_class < 1:
+        raise ValueError(f"labels_per_class is {labels_per_class}; it must be at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for label, name in enumerate(part.classes):
+        members = (part.y == label).nonzero().flatten()
+        if len(members) < labels_per_class:
+            raise ValueError(
+                f"{labels_per_class} labels per class asked for, but class {name!r} of {part.name} has "
+                f"{len(members)} examples; ask for at most that many"
+            )
+        rows.append(members[torch.randperm(len(members), generator=generator)[:labels_per_class]])
+    return part.take(torch.cat(rows))
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Random geometry and ink for a whole batch of images at once, on their own device.
+
+    Lengths are fractions of the canvas.  Every image gets its own draw.
+
+    Attributes:
+        size: side of the square output in pixels.
+        degrees: rotation, uniform in +-degrees.
+        scale: factor on the size of the input, uniform between the two.
+        place: 1 puts a reduced image anywhere on the canvas, 0 always in the middle.
+        shear: horizontal slant, uniform in +-shear.
+        bend: standard deviation of a smooth random displacement (elastic distortion, Simard 2003).
+        coarse: half of the batch is reduced to some size between the two, in pixels, and enlarged again.
+        fade: up to this much ink is taken away.
+        noise: standard deviation of pixel noise.
+    """
+
+    size: int = 32
+    degrees: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    place: float = 1.0
+    shear: float = 0.0
+    bend: float = 0.0
+    coarse: tuple[int, int] | None = None
+    fade: float = 0.0
+    noise: float = 0.0
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images [N, C, H, W], uint8 or float in [0, 1], to float32 [N, C, size, size] in [0, 1].
+
+        The generator must live on the device of the images.
+        """
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        out = F.grid_sample(images, self._grid(len(images), generator), align_corners=False)
+        if self.coarse is not None:
+            out = self._coarsen(out, generator)
+        if self.fade:
+            out = out * (1 - self.fade * torch.rand(len(out), 1, 1, 1, generator=generator, device=out.device))
+        if self.noise:
+            out = out + self.noise * torch.randn(out.shape, generator=generator, device=out.device)
+        return out.clamp(0, 1)
+
+    def _grid(self, n: int, generator: torch.Generator) -> Tensor:
+        """Where each output pixel looks in the input: [n, size, size, 2] in [-1, 1]."""
+        device = generator.device
+
+        def uniform(low: float, high: float, *shape: int) -> Tensor:
+            return low + (high - low) * torch.rand(n, *shape, generator=generator, device=device)
+
+        angle = uniform(-self.degrees, self.degrees).deg2rad()
+        scale = uniform(*self.scale)
+        slant = uniform(-self.shear, self.shear)
+        shift = uniform(-1, 1, 2) * self.place * (1 - scale).clamp(min=0).unsqueeze(1)  # [n, 2]
+        cos, sin = angle.cos() / scale, angle.sin() / scale
+        # grid_sample wants output -> input: undo the shift, then rotation and scale, then the slant.
+        rows = [torch.stack([cos - slant * sin, sin + slant * cos], 1), torch.stack([-sin, cos], 1)]
+        linear = torch.stack(rows, 1)  # [n, 2, 2]
+        theta = torch.cat([linear, -linear @ shift.unsqueeze(2)], dim=2)  # [n, 2, 3]
+        grid = F.affine_grid(theta, [n, 1, self.size, self.size], align_corners=False)
+        if self.bend:
+            field = self.bend * torch.randn(n, 2, 4, 4, generator=generator, device=device)
+            field = F.interpolate(field, (self.size, self.size), mode="bicubic", align_corners=True)
+            grid = grid + field.permute(0, 2, 3, 1)
+        return grid
+
+    def _coarsen(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        low, high = self.coarse
+        side = int(torch.randint(low, high + 1, (1,), generator=generator, device=generator.device))
+        half = len(images) // 2
+        small = F.interpolate(images[:half], (side, side), mode="area") if half else images[:0]
+        blurred = F.interpolate(small, (self.size, self.size), mode="bilinear") if half else small
+        return torch.cat([blurred, images[half:]])
+
+
+class TensorLoader:
+    """Batches from a part that lies on the device as one tensor; augmentation runs on whole batches.
+
+    For data that fits in memory this does the work of `torch.utils.data.DataLoader` without touching
+    single examples.  The k-th pass over the loader gives the same batches for the same seed, whatever
+    else draws random numbers; set `epoch` to continue from a later pass.
+
+    Args:
+        part: what to iterate over.
+        batch_size: examples per batch; the last one may be smaller.
+        shuffle: a fresh order every pass.
+        steps: batches per pass; None means one visit of every example.  With few labels, many small
+            passes cost more than they teach: `steps=60` draws 60 full batches from as many
+            shuffled visits as it takes.
+        augment: `(images, generator) -> images`, such as `Jitter`.
+        transform: applied to the images last, such as the normalisation of a backbone.
+        seed: of order and augmentation.
+        device: where the batches are wanted; the accelerator if there is one when None.
+
+    Raises:
+        ValueError: batch_size or steps below 1.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        batch_size: int = 32,
+        *,
+        shuffle: bool = False,
+        steps: int | None = None,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        if batch_size < 1 or (steps is not None and steps < 1):
+            raise ValueError(f"batch_size={batch_size} and steps={steps} must be at least 1")
+        self.part, self.batch_size, self.shuffle, self.steps = part, batch_size, shuffle, steps
+        self.augment, self.transform, self.seed, self.epoch = augment, transform, seed, 0
+        self.device = device or pick_device()
+        self.x, self.y = part.x.to(self.device), part.y.to(self.device)
+
+    def __len__(self) -> int:
+        return self.steps or math.ceil(len(self.part) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.epoch)
+        self.epoch += 1
+        for rows in self._order(generator).split(self.batch_size):
+            x, y = self.x[rows], self.y[rows]
+            x = self.augment(x, generator) if self.augment else x
+            yield (self.transform(x) if self.transform else x), y
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Row numbers in the order of one pass."""
+        n = len(self.part)
+        wanted = self.steps * self.batch_size if self.steps else n
+        if not self.shuffle:
+            return torch.arange(wanted, device=self.device) % n
+        visits = [torch.randperm(n, generator=generator, device=self.device) for _ in range(math.ceil(wanted / n))]
+        return torch.cat(visits)[:wanted]
+
+
+def make_loaders(
+    train: Part,
+    validation: Part | None = None,
+    *,
+    batch_size: int = 32,
+    steps: int | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> tuple[TensorLoader, TensorLoader | None]:
+    """The pair of loaders that `fit` takes: shuffled and augmented for training, plain for validation."""
+    learning = TensorLoader(
+        train, batch_size, shuffle=True, steps=steps, augment=augment, transform=transform, seed=seed, device=device
+    )
+    if validation is None:
+        return learning, None
+    return learning, TensorLoader(validation, 256, transform=transform, device=device)

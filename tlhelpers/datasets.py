@@ -1,0 +1,130 @@
+"""Named data sets.  The quick ones need no file and no network: drawn, or shipped with scikit-learn."""
+
+import difflib
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tlhelpers.data import Jitter, Part, Splits
+from tlhelpers.glyphs import ALL_CLASSES, FONTS, LETTER_CLASSES, draw_masters
+
+# How printed characters are bent, moved and worn, in pretraining and in the held-out parts alike.
+GLYPH_JITTER = Jitter(degrees=15, scale=(0.6, 1.1), shear=0.3, bend=0.06, coarse=(9, 20), fade=0.4, noise=0.04)
+# Where a handwritten digit lies on its canvas: reduced, turned a little, anywhere.
+DIGIT_PLACEMENT = Jitter(degrees=12, scale=(0.65, 1.0))
+# Gentle variation of target images while training on them; it bends what is there, it moves little.
+TARGET_JITTER = Jitter(degrees=10, scale=(0.8, 1.1), shear=0.2, bend=0.05)
+
+VALIDATION_FONTS = (6, 18)  # DejaVu Sans Mono Oblique, Computer Modern sans: no image of these in training
+TEST_FONTS = (11, 14)  # DejaVu Serif Bold Italic, STIX Italic
+TRAIN_FONTS = tuple(f for f in range(len(FONTS)) if f not in VALIDATION_FONTS + TEST_FONTS)
+
+WRITER_BLOCKS = (900, 1200)  # rows before the first are training, up to the second validation, then test
+
+
+def glyph_masters(classes: tuple[str, ...] = ALL_CLASSES) -> Part:
+    """Clean 48x48 drawings in the training fonts, to be varied by `GLYPH_JITTER` while training."""
+    x, y = draw_masters(classes, fonts=TRAIN_FONTS)
+    return Part("glyphs/masters", x, y, classes, torch.arange(len(x)))
+
+
+def _glyphs(classes: tuple[str, ...]) -> Splits:
+    """Printed characters 32x32, each part in fonts of its own: 100 / 20 / 40 images per class."""
+    parts = []
+    for seed, (split, fonts, per_class) in enumerate(
+        [("train", TRAIN_FONTS, 100), ("validation", VALIDATION_FONTS, 20), ("test", TEST_FONTS, 40)]
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        x, y = draw_masters(classes, fonts=fonts)
+        rows = torch.cat([_draw_rows(y == label, per_class, generator) for label in range(len(classes))])
+        images = GLYPH_JITTER(x[rows], generator)
+        parts.append(Part(f"glyphs/{split}", images, y[rows], classes, torch.arange(len(rows))))
+    return Splits(*parts)
+
+
+def _draw_rows(members: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    rows = members.nonzero().flatten()
+    return rows[torch.randint(len(rows), (n,), generator=generator)]
+
+
+@lru_cache(maxsize=1)
+def _placed_digits() -> tuple[Tensor, Tensor]:
+    """scikit-learn's 1,797 handwritten digits on 32x32 canvases, in the order of its file."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # [1797, 1, 8, 8], ink 0..16
+    large = F.interpolate(small, (32, 32), mode="bicubic", align_corners=False).clamp(0, 1)
+    return DIGIT_PLACEMENT(large, torch.Generator().manual_seed(0)), torch.from_numpy(digits.target).long()
+
+
+def _digits(order: Tensor, name: str) -> Splits:
+    x, y = _placed_digits()
+    blocks = torch.tensor_split(order, WRITER_BLOCKS)
+    classes = tuple("0123456789")
+    names = (f"{name}/{split}" for split in ("train", "validation", "test"))
+    return Splits(*(Part(part, x[rows], y[rows], classes, rows) for part, rows in zip(names, blocks, strict=True)))
+
+
+def _digits_by_writer() -> Splits:
+    # The file was written writer by writer, so contiguous blocks share few or no writers.  A random
+    # split leaks them: see "digits-random-split" and page 01.
+    return _digits(torch.arange(1797), "digits")
+
+
+def _digits_at_random() -> Splits:
+    return _digits(torch.randperm(1797, generator=torch.Generator().manual_seed(0)), "digits-random-split")
+
+
+DATASETS: dict[str, Callable[[], Splits]] = {
+    "glyphs": lambda: _glyphs(ALL_CLASSES),
+    "glyph-letters": lambda: _glyphs(LETTER_CLASSES),
+    "glyph-digits": lambda: _glyphs(tuple("0123456789")),
+    "digits": _digits_by_writer,
+    "digits-random-split": _digits_at_random,
+}
+
+
+def load_dataset(name: str, *, transform: Callable[[Tensor], Tensor] | None = None) -> Splits:
+    """A data set by name, split into train, validation and test.
+
+    Args:
+        name: a key of `DATASETS`.  "digits" is the target of the quick world: real handwriting
+            (UCI optdigits, Alpaydin & Kaynak 1998, as shipped with scikit-learn), 900 / 300 / 597
+            images in blocks of writers.  "glyphs" is its source: printed characters.
+        transform: applied to all images [N, 1, 32, 32] of a part at once.
+
+    Raises:
+        ValueError: no such data set; the message names the nearest ones.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.4) or list(DATASETS)
+        raise ValueError(f"no data set called {name!r}; did you mean {' or '.join(map(repr, near))}?")
+    splits = DATASETS[name]()
+    if transform is None:
+        return splits
+    return Splits(*(part.mapped(transform) for part in (splits.train, splits.validation, splits.test)))
+
+
+def crop_to_ink(images: Tensor, *, size: int = 16, threshold: float = 0.3) -> Tensor:
+    """Cut every image to the bounding box of its ink and scale that to size x size.
+
+    The fair preparation for a raw-pixel baseline on characters that lie anywhere on the canvas.
+
+    Args:
+        images: [N, 1, H, W] in [0, 1].
+        threshold: pixels above it are ink; an image without ink is kept whole.
+
+    Returns:
+        [N, 1, size, size].
+    """
+    crops = []
+    for image in images:
+        rows, columns = (image[0] > threshold).nonzero(as_tuple=True)
+        if len(rows):
+            image = image[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        crops.append(F.interpolate(image.unsqueeze(0), (size, size), mode="bilinear", align_corners=False))
+    return torch.cat(crops)

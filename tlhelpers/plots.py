@@ -1,0 +1,194 @@
+"""Draw given arrays on a given `ax`, and say in words what was drawn.
+
+Every `plot_*` function returns its alt text; `show(fig, alt)` displays the figure and prints the
+text below it, so that no one needs to see the figure to follow the page.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+# Okabe & Ito's colours can be told apart by the colour-blind; markers and dashes repeat the distinction.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display a figure (in a notebook), print its description, and close it."""
+    from IPython.display import display
+
+    display(fig, metadata={"image/png": {"alt": alt}})
+    plt.close(fig)
+    print(f"In words: {alt}")
+
+
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over the first axis (seeds) of values [S, ...].
+
+    Raises:
+        ValueError: fewer than two seeds, which have no standard error.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} seed(s) have no standard error; give at least 2")
+    return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+
+
+def show_images(axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str] | None = None) -> str:
+    """Images [N, 1, H, W] or [N, H, W] with values in [0, 1], one per ax; ink is drawn dark on white."""
+    images = np.asarray(images)
+    images = images[:, 0] if images.ndim == 4 else images
+    axes = np.ravel(np.asarray(axes, dtype=object))
+    if len(axes) < len(images):
+        raise ValueError(f"{len(images)} images do not fit on {len(axes)} axes")
+    for ax in axes:
+        ax.axis("off")
+    for i, image in enumerate(images):
+        axes[i].imshow(image, cmap="gray_r", vmin=0, vmax=1)
+        if titles is not None:
+            axes[i].set_title(titles[i], fontsize=9, pad=2)
+    named = f": {', '.join(dict.fromkeys(titles))}" if titles is not None else ""
+    return f"{len(images)} images{named}."
+
+
+def plot_label_curve(
+    ax: Axes, labels: Sequence[int], curves: Mapping[str, Sequence[np.ndarray]], *, chance: float | None = None
+) -> str:
+    """Accuracy against the number of labels per class, mean and standard error over seeds.
+
+    Args:
+        labels: numbers of labels per class, [L]; drawn on a logarithmic axis.
+        curves: per method one array of accuracies over seeds [S] for each of `labels` (S may vary).
+    """
+    said = []
+    for i, (name, runs) in enumerate(curves.items()):
+        means, errors = zip(*(mean_and_error(run) for run in runs), strict=True)
+        ax.errorbar(
+            labels,
+            means,
+            yerr=errors,
+            label=name,
+            capsize=2,
+            markersize=5,
+            color=COLOURS[i % 7],
+            marker=MARKERS[i % 7],
+            linestyle=DASHES[i % 7],
+        )
+        steps = ", ".join(f"{100 * m:.0f}" for m in means)
+        said.append(f"{name} {steps} %")
+    if chance is not None:
+        ax.axhline(chance, color="0.6", linewidth=1, linestyle=":")
+        ax.annotate("chance", (labels[-1], chance), ha="right", va="bottom", color="0.4", fontsize=8)
+    ax.set_xscale("log")
+    ax.set_xticks(labels, [str(n) for n in labels])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.tick_params(axis="x", which="minor", length=0)
+    ax.set(xlabel="labels per class", ylabel="accuracy on the test part")
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False, fontsize=9)
+    return f"accuracy at {', '.join(map(str, labels))} labels per class: " + "; ".join(said) + "."
+
+
+def plot_sweep(
+    ax: Axes, x: Sequence, curves: Mapping[str, np.ndarray], *, xlabel: str, ylabel: str, dots: bool = True
+) -> str:
+    """Something measured over seeds, [S, X], against a setting [X]: mean, standard error, and the seeds as dots."""
+    said = []
+    places = np.arange(len(x))
+    for i, (name, values) in enumerate(curves.items()):
+        values = np.asarray(values, dtype=float)
+        means, errors = mean_and_error(values)
+        colour = COLOURS[i % 7]
+        ax.errorbar(
+            places,
+            means,
+            yerr=errors,
+            label=name,
+            capsize=2,
+            markersize=5,
+            color=colour,
+            marker=MARKERS[i % 7],
+            linestyle=DASHES[i % 7],
+        )
+        if dots:
+            spread = places + 0.08 * (i - (len(curves) - 1) / 2)
+            ax.plot(np.tile(spread, (len(values), 1)), values, ".", color=colour, alpha=0.35, markersize=4)
+        said.append(f"{name} " + ", ".join(f"{setting}: {m:.3g}" for setting, m in zip(x, means, strict=True)))
+    ax.set_xticks(places, [str(setting) for setting in x])
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=0.25)
+    if len(curves) > 1:
+        ax.legend(frameon=False, fontsize=9)
+    return f"{ylabel} against {xlabel}: " + "; ".join(said) + "."
+
+
+def plot_bars(ax: Axes, values: Mapping[str, np.ndarray], *, ylabel: str) -> str:
+    """One bar per name: the mean over seeds [S], its standard error, and the seeds as dots."""
+    said = []
+    for i, (name, runs) in enumerate(values.items()):
+        mean, error = mean_and_error(runs)
+        ax.bar(i, mean, yerr=error, capsize=3, color=COLOURS[i % 7], alpha=0.75, width=0.65)
+        ax.plot(np.full(len(runs), i), runs, "k.", alpha=0.5, markersize=4)
+        said.append(f"{name} {mean:.3g} +/- {error:.2g}")
+    ax.set_xticks(range(len(values)), list(values))
+    ax.set_ylabel(ylabel)
+    ax.grid(alpha=0.25, axis="y")
+    return f"{ylabel}: " + "; ".join(said) + "."
+
+
+def plot_history(ax: Axes, history: Sequence[Mapping], *, value: str = "loss") -> str:
+    """train_* and validation_* of one value against the epoch, from what `fit` returned."""
+    epochs = [record["epoch"] for record in history]
+    said = []
+    for i, split in enumerate(("train", "validation")):
+        key = f"{split}_{value}"
+        if key in history[0]:
+            numbers = [record[key] for record in history]
+            ax.plot(
+                epochs, numbers, label=split, color=COLOURS[i], linestyle=DASHES[i], marker=MARKERS[i], markersize=3
+            )
+            said.append(f"{split} from {numbers[0]:.3g} to {numbers[-1]:.3g}")
+    if not said:
+        raise ValueError(f"the history holds no train_{value}; it has {sorted(history[0])}")
+    ax.set(xlabel="epoch", ylabel=value)
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False, fontsize=9)
+    return f"{value} over {len(epochs)} epochs: " + ", ".join(said) + "."
+
+
+def plot_confusion(ax: Axes, truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> str:
+    """How often each class [rows] was called which class [columns], in per cent of the row."""
+    counts = np.zeros((len(classes), len(classes)))
+    np.add.at(counts, (np.asarray(truth), np.asarray(predicted)), 1)
+    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ax.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for row, column in zip(*np.nonzero(percent >= 1), strict=True):
+        shade = "white" if percent[row, column] > 60 else "black"
+        ax.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=8)
+    ax.set_xticks(range(len(classes)), classes)
+    ax.set_yticks(range(len(classes)), classes)
+    ax.set(xlabel="predicted", ylabel="true")
+    off = percent - np.diag(np.diag(percent))
+    row, column = np.unravel_index(off.argmax(), off.shape)
+    return (
+        f"confusion matrix, {np.diag(counts).sum() / counts.sum():.1%} on the diagonal; the most frequent "
+        f"error: {classes[row]} called {classes[column]} in {off[row, column]:.0f} % of the cases."
+    )
+
+
+def plot_embedding(ax: Axes, points: Mapping[str, np.ndarray], *, title: str = "") -> str:
+    """Clouds of two-dimensional points [N, 2], one colour and marker per name."""
+    for i, (name, xy) in enumerate(points.items()):
+        xy = np.asarray(xy)
+        ax.scatter(xy[:, 0], xy[:, 1], s=10, alpha=0.5, color=COLOURS[i % 7], marker=MARKERS[i % 7], label=name)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.legend(frameon=False, fontsize=9, markerscale=1.8)
+    centres = "; ".join(
+        f"{name} around ({np.mean(xy, axis=0)[0]:.1f}, {np.mean(xy, axis=0)[1]:.1f})" for name, xy in points.items()
+    )
+    return f"{title or 'point clouds'}: {centres}."

@@ -1,0 +1,142 @@
+"""Make the shipped bodies: `python -m tlhelpers.recipes.pretrain` (about 10 minutes on two CPU cores).
+
+Every body sees the same number of images (STEPS * BATCH) in the same number of steps, and every
+body is made from three seeds.  The weights of the first seed are shipped; the cards record all
+three, because the spread between pretraining seeds is part of what a learner should know.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+from collections import OrderedDict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from tlhelpers.backbones import ASSETS, Backbone, GlyphNet, Normalize
+from tlhelpers.data import Splits, TensorLoader, few_shot
+from tlhelpers.datasets import GLYPH_JITTER, glyph_masters, load_dataset
+from tlhelpers.features import extract_features, linear_probe
+from tlhelpers.objectives import classification
+from tlhelpers.runtime import seed_everything
+from tlhelpers.train import evaluate, fit, warmup_cosine
+
+SEEDS = (0, 1, 2)
+STEPS, BATCH, PASSES = 1500, 128, 10  # 192,000 images, looked at in 10 rounds of 150 steps
+SOURCES = {"glyphs-all": "glyphs", "glyphs-letters": "glyph-letters", "glyphs-random": "glyphs"}
+
+
+def pretrain(splits: Splits, transform: Normalize, *, seed: int, steps: int = STEPS) -> nn.Sequential:
+    """A body and head trained on the characters of `splits.classes`; best round by validation loss."""
+    seed_everything(seed)
+    model = _new_model(len(splits.classes))
+    loaders = (
+        TensorLoader(
+            glyph_masters(splits.classes),
+            BATCH,
+            shuffle=True,
+            steps=steps // PASSES,
+            augment=GLYPH_JITTER,
+            transform=transform,
+            seed=seed,
+        ),
+        TensorLoader(splits.validation, 256, transform=transform),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
+    fit(model, loaders, classification(), optimizer, epochs=PASSES, schedule=warmup_cosine(), clip_norm=1.0)
+    return model
+
+
+def random_control(splits: Splits, transform: Normalize, *, seed: int) -> nn.Sequential:
+    """Random weights; only BatchNorm has seen images (no labels), or its outputs would be degenerate."""
+    seed_everything(seed)
+    model = _new_model(len(splits.classes))
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = None  # a plain average over the batches, instead of a fading one
+    model.train()
+    with torch.no_grad():
+        for x, _ in TensorLoader(splits.train, 256, shuffle=True, transform=transform, seed=seed):
+            model(x)
+    return model.eval()
+
+
+def _new_model(classes: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(body=GlyphNet(), head=nn.Linear(GlyphNet.feature_dim, classes)))
+
+
+def _halved(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: (t.half() if t.is_floating_point() else t).contiguous() for key, t in model.state_dict().items()}
+
+
+def measure(model: nn.Sequential, splits: Splits, digits: Splits, transform: Normalize) -> dict[str, float]:
+    """Source accuracy (test fonts) in float32 and float16, and a probe with 5 labels per digit (validation)."""
+    loader = TensorLoader(splits.test, 256, transform=transform)
+    full = evaluate(model, loader)["accuracy"]
+    model.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in _halved(model).items()})
+    body = Backbone("candidate", model.body, GlyphNet.feature_dim, transform, None, splits.classes, {})
+    target = extract_features(body, digits.validation)
+    draws = [extract_features(body, few_shot(digits.train, 5, seed=s)) for s in range(10)]
+    probes = [linear_probe(draw, target).accuracy for draw in draws]
+    return {
+        "source_test_accuracy": round(full, 4),
+        "source_test_accuracy_float16": round(evaluate(model, loader)["accuracy"], 4),
+        "digits_probe_5_labels_validation": round(sum(probes) / len(probes), 4),
+    }
+
+
+def make(name: str, folder: Path, *, steps: int = STEPS) -> dict:
+    """Train, measure and write one body; returns its card."""
+    splits, digits = load_dataset(SOURCES[name]), load_dataset("digits")
+    pixels = load_dataset("glyphs").train.x
+    transform = Normalize(round(float(pixels.mean()), 4), round(float(pixels.std()), 4))
+    runs = []
+    for seed in SEEDS:
+        if name == "glyphs-random":
+            model = random_control(splits, transform, seed=seed)
+        else:
+            model = pretrain(splits, transform, seed=seed, steps=steps)
+        weights = save(_halved(model))  # before `measure`, which rounds the model
+        runs.append({"seed": seed, **measure(model, splits, digits, transform)})
+        print(name, runs[-1], flush=True)
+        if seed == SEEDS[0]:
+            (folder / f"{name}.safetensors").write_bytes(weights)
+            digest = hashlib.sha256(weights).hexdigest()
+    card = {
+        "name": name,
+        "what": "random weights, BatchNorm statistics from printed characters"
+        if "random" in name
+        else f"GlyphNet pretrained on {len(splits.classes)} printed characters",
+        "data": f"{SOURCES[name]}: drawn from the fonts of matplotlib, licences of the fonts permit it",
+        "classes": list(splits.classes),
+        "mean": transform.mean,
+        "std": transform.std,
+        "sha256": digest,
+        "shipped_seed": SEEDS[0],
+        "budget": "none" if "random" in name else f"{steps} steps of {BATCH} images",
+        "runs": runs,
+        "command": "python -m tlhelpers.recipes.pretrain",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "date": datetime.now(UTC).date().isoformat(),
+        "licence": "BSD-3-Clause",
+    }
+    (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")
+    return card
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(SOURCES), help="bodies to make; all when none is named")
+    parser.add_argument("--to", type=Path, default=ASSETS, help="folder for weights and cards")
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        make(name, arguments.to)
+
+
+if __name__ == "__main__":
+    main()

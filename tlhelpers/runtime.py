@@ -1,0 +1,131 @@
+"""Where the code runs: device, precision, threads, seeds, caches, and the quick or the full profile.
+
+Nothing in here imports torchvision or transformers, so that `setup()` costs what `import torch` costs.
+"""
+
+import contextlib
+import os
+import platform
+import random
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PROFILES = ("quick", "full")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `setup` found, and what it chose.
+
+    Attributes:
+        device: where models and batches live.
+        profile: "quick" (data and weights from inside the package) or "full" (real ones).
+        reason: why this profile, in words.
+        cores: CPU cores that this process may use.
+    """
+
+    device: torch.device
+    profile: str
+    reason: str
+    cores: int
+
+
+def setup(seed: int = 0) -> Machine:
+    """Prepare a page: seed everything, set the thread count, choose device and profile, and say so.
+
+    Raises:
+        ValueError: `TLHELPERS_PROFILE` is set to something other than quick or full.
+    """
+    seed_everything(seed)
+    cores = available_cores()
+    if "OMP_NUM_THREADS" not in os.environ:  # whoever set that has already decided
+        torch.set_num_threads(cores)
+    device = pick_device()
+    profile, reason = _choose_profile(device)
+    other = PROFILES[1 - PROFILES.index(profile)]
+    print(f"{profile} profile on {device.type} with {torch.get_num_threads()} thread(s): {reason}.")
+    print(f"To change it, set TLHELPERS_PROFILE={other} and restart the kernel.")
+    return Machine(device, profile, reason, cores)
+
+
+def _choose_profile(device: torch.device) -> tuple[str, str]:
+    asked = os.environ.get("TLHELPERS_PROFILE")
+    if asked is not None:
+        if asked not in PROFILES:
+            raise ValueError(f"TLHELPERS_PROFILE is {asked!r}; set it to 'quick' or 'full', or unset it")
+        return asked, "TLHELPERS_PROFILE says so"
+    if device.type == "cpu":
+        return "quick", "there is no GPU, and everything this profile needs is inside the package"
+    return "full", f"there is a {device.type} device"
+
+
+def pick_device() -> torch.device:
+    """The accelerator if one works here, else the CPU."""
+    # `current_accelerator()` answers "cuda" for a CUDA build without a GPU, so ask `is_available` first.
+    if torch.accelerator.is_available():
+        return torch.device(torch.accelerator.current_accelerator().type)
+    return torch.device("cpu")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use, at least 1.
+
+    A container (Binder: 1 CPU on a large host) is limited by a quota that `os.cpu_count()` ignores;
+    one thread per host core under a quota of one core is many times slower than one thread.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, -(-int(quota) // int(period)))  # rounded up
+    return max(1, cores)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def mixed_precision(device: torch.device) -> torch.dtype | None:
+    """The reduced type in which this device multiplies faster, or None to stay in float32.
+
+    bfloat16 where the hardware has it (its range equals float32's, so no loss scaling is needed),
+    float16 on older CUDA cards such as the T4, nothing on a CPU.
+    """
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """`torch.autocast` for `dtype`, or a context that does nothing when dtype is None."""
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
+
+
+def cache_dir() -> Path:
+    """`TLHELPERS_CACHE`, or `~/.cache/tlhelpers`.  The folder need not exist yet."""
+    return Path(os.environ.get("TLHELPERS_CACHE") or Path.home() / ".cache" / "tlhelpers").expanduser()
+
+
+def describe_machine() -> dict[str, str]:
+    """Python, packages, cores, memory and device of this machine, in printing order."""
+    device = pick_device()
+    facts = {"Python": f"{platform.python_version()} on {platform.system()} ({sys.executable})"}
+    for package in ("torch", "torchvision", "transformers", "scikit-learn", "matplotlib", "ipywidgets"):
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["CPU cores"] = f"{available_cores()} ({torch.get_num_threads()} torch threads)"
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        facts["memory"] = f"{gib:.1f} GiB"
+    facts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    return facts

@@ -1,0 +1,163 @@
+"""Edit a model before training: a new head, frozen parts, learning rates per part, mixed weights.
+
+A model of this course is `nn.Sequential` with two named children: `body` (pretrained) and `head` (new).
+"""
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+def attach_head(backbone, head: int | nn.Module) -> nn.Sequential:
+    """A new model `head(body(x))`; the backbone itself is left as it is.
+
+    Args:
+        backbone: anything with `.module` and `.feature_dim`, such as `backbones.Backbone`.
+        head: the number of classes for a fresh linear layer, or a module that takes
+            `[N, feature_dim]`.  A module is used as it is, not copied.
+
+    Returns:
+        A model with children `body` (a deep copy, so several models can start from one backbone)
+        and `head`.
+
+    Raises:
+        ValueError: fewer than two classes, or a linear head whose input size is not `feature_dim`.
+    """
+    if isinstance(head, int):
+        if head < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, not {head}")
+        head = nn.Linear(backbone.feature_dim, head)
+    first = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
+    if first is not None and first.in_features != backbone.feature_dim:
+        raise ValueError(
+            f"the head takes {first.in_features} features but the body gives {backbone.feature_dim}; "
+            f"build it with nn.Linear({backbone.feature_dim}, ...)"
+        )
+    return nn.Sequential(OrderedDict(body=copy.deepcopy(backbone.module), head=head))
+
+
+def _stay_in_eval(module: nn.Module, inputs: tuple) -> None:
+    """Forward pre-hook of every frozen module: undoes any `.train()` called since."""
+    module.training = False
+
+
+def freeze(module: nn.Module) -> None:
+    """Stop a module from changing: no gradients, and no BatchNorm or dropout updates either.
+
+    `requires_grad = False` alone is not enough: BatchNorm in training mode overwrites its running
+    statistics on every forward pass.  So each submodule also returns to eval mode whenever it runs,
+    whatever `.train()` was called in between.  Undo with `unfreeze`.
+    """
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None  # an optimizer with momentum moves a parameter that still has a gradient
+    for part in module.modules():
+        part.training = False
+        if _stay_in_eval not in part._forward_pre_hooks.values():
+            part.register_forward_pre_hook(_stay_in_eval)
+
+
+def unfreeze(module: nn.Module) -> None:
+    """Undo `freeze` for a module and everything in it."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    for part in module.modules():
+        part.training = True
+        for key, hook in list(part._forward_pre_hooks.items()):
+            if hook is _stay_in_eval:
+                del part._forward_pre_hooks[key]
+
+
+def train_mode(model: nn.Module) -> None:
+    """`model.train()`, except for parts that have parameters of which none is trainable.
+
+    Those stay in eval mode, so that a part frozen by hand (`requires_grad = False`) keeps its
+    BatchNorm statistics too.
+    """
+    model.train()
+    for part in model.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()
+
+
+def param_groups(
+    body: nn.Module, head: nn.Module, *, lr: float, body_scale: float = 0.1, layer_decay: float = 1.0
+) -> list[dict]:
+    """Discriminative learning rates: the head learns at `lr`, the body slower, its first layers slowest.
+
+    The child of `body` that is k places before the last one gets `lr * body_scale * layer_decay**k`
+    (Howard & Ruder 2018, ULMFiT, arXiv:1801.06146, with layer_decay = 1/2.6).
+
+    Args:
+        lr: learning rate of the head.
+        body_scale: factor for the last child of the body, in (0, 1] as a rule.
+        layer_decay: further factor per child towards the input.
+
+    Returns:
+        Groups for any torch optimizer, with a "name" each; frozen parameters are left out.
+
+    Raises:
+        ValueError: nothing is trainable, or a factor is not positive.
+    """
+    if lr <= 0 or body_scale <= 0 or layer_decay <= 0:
+        raise ValueError(f"lr={lr}, body_scale={body_scale}, layer_decay={layer_decay} must all be positive")
+    # A child without parameters (pooling, flatten) takes no place in the count.
+    children = [(name, list(child.parameters())) for name, child in body.named_children()]
+    children = [(f"body.{name}", parameters) for name, parameters in children if parameters]
+    # Parameters outside every child (the class token of a vision transformer) sit at the input.
+    own = list(body.parameters(recurse=False))
+    parts = ([("body", own)] if own else []) + children
+    rates = [lr * body_scale * layer_decay**k for k in reversed(range(len(parts)))]
+    groups = []
+    for (name, parameters), rate in zip([*parts, ("head", head.parameters())], [*rates, lr], strict=True):
+        trainable = [p for p in parameters if p.requires_grad]
+        if trainable:
+            groups.append({"name": name, "params": trainable, "lr": rate})
+    if not groups:
+        raise ValueError("every parameter is frozen; unfreeze the head or some of the body first")
+    return groups
+
+
+@dataclass(frozen=True)
+class TrainableSummary:
+    """Numbers of parameters: in all, trainable, and (trainable, in all) per child."""
+
+    trainable: int
+    total: int
+    parts: dict[str, tuple[int, int]]
+
+    def __str__(self) -> str:
+        rows = [f"{name:<12} {free:>12,} of {size:>12,} trainable" for name, (free, size) in self.parts.items()]
+        return "\n".join([*rows, f"{'in all':<12} {self.trainable:>12,} of {self.total:>12,} trainable"])
+
+
+def trainable_summary(model: nn.Module) -> TrainableSummary:
+    """Count parameters per child (grandchildren for a child called `body`)."""
+    parts: dict[str, tuple[int, int]] = {}
+    for name, child in model.named_children():
+        named = child.named_children() if name == "body" else [("", child)]
+        for inner, part in named:
+            sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
+            if sizes:
+                key = f"{name}.{inner}" if inner else name
+                parts[key] = (sum(n for n, free in sizes if free), sum(n for n, _ in sizes))
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return TrainableSummary(sum(n for n, free in sizes if free), sum(n for n, _ in sizes), parts)
+
+
+def interpolate_weights(a: dict[str, Tensor], b: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """`(1 - alpha) * a + alpha * b` for two state dicts (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903).
+
+    Integer buffers (BatchNorm's `num_batches_tracked`) are counts, which have no mean: taken from `b`.
+
+    Raises:
+        ValueError: the state dicts differ in names or shapes.
+    """
+    different = sorted(set(a) ^ set(b)) or [name for name in a if a[name].shape != b[name].shape]
+    if different:
+        raise ValueError(f"the two models differ in {different[:3]}; interpolate models of one architecture")
+    return {name: torch.lerp(a[name], b[name], alpha) if a[name].is_floating_point() else b[name].clone() for name in a}
