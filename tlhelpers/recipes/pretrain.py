@@ -8,9 +8,7 @@ three, because the spread between pretraining seeds is part of what a learner sh
 import argparse
 import hashlib
 import json
-import platform
 from collections import OrderedDict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from tlhelpers.data import Splits, TensorLoader, few_shot
 from tlhelpers.datasets import GLYPH_JITTER, glyph_masters, load_dataset
 from tlhelpers.features import extract_features, linear_probe
 from tlhelpers.objectives import classification
+from tlhelpers.recipes import provenance
 from tlhelpers.runtime import seed_everything
 from tlhelpers.train import evaluate, fit, warmup_cosine
 
@@ -119,10 +118,7 @@ def make(name: str, folder: Path, *, steps: int = STEPS) -> dict:
         "shipped_seed": SEEDS[0],
         "budget": "none" if "random" in name else f"{steps} steps of {BATCH} images",
         "runs": runs,
-        "command": "python -m tlhelpers.recipes.pretrain",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "date": datetime.now(UTC).date().isoformat(),
+        **provenance("python -m tlhelpers.recipes.pretrain"),
         "licence": "BSD-3-Clause",
     }
     (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", "utf-8")

@@ -1,0 +1,72 @@
+"""Re-execute the pages and save their outputs: `python -m tlhelpers.recipes.pages [PAGE ...]`.
+
+Pages run in order, one after the other, each in a fresh kernel.  What differs from run to run and
+teaches nothing (times of execution, widget state) is dropped; the seconds that the page took are
+written into its first cell and its metadata.
+"""
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from tlhelpers.runtime import available_cores
+
+TIME_LINE = re.compile(r"\*Computes for about \d+ s on \d+ CPU cores?;")
+
+
+def execute(path: Path) -> float:
+    """Run one page and save it in place; returns the seconds.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell failed; the file is left as it was.
+        ValueError: the first cell does not hold the line that states the time.
+    """
+    page = nbformat.read(path, as_version=4)
+    began = time.perf_counter()
+    NotebookClient(
+        page, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
+    seconds = time.perf_counter() - began
+    line = f"*Computes for about {5 * max(1, round(seconds / 5))} s on {available_cores()} CPU cores;"
+    page.cells[0].source, replaced = TIME_LINE.subn(line, page.cells[0].source)
+    if not replaced:
+        raise ValueError(f"the first cell of {path.name} must hold '*Computes for about 0 s on 2 CPU cores; ...*'")
+    tidy(page)
+    page.metadata["tlcourse"]["seconds"] = round(seconds)
+    nbformat.write(page, path)
+    return seconds
+
+
+def tidy(page: nbformat.NotebookNode) -> None:
+    """Drop what changes at every run: execution times, widget state, warnings and progress bars on stderr."""
+    page.metadata.pop("widgets", None)
+    page.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    page.metadata["language_info"] = {"name": "python"}
+    page.metadata.pop("jupytext", None)
+    for number, cell in enumerate(page.cells):
+        cell["id"] = f"cell-{number:02d}"  # stable ids keep differences between versions small
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not _is_widget(o)]
+
+
+def _is_widget(output: nbformat.NotebookNode) -> bool:
+    # Without its kernel a saved widget shows only its type; the static figure above it stays.
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="*", type=Path, help="notebook files; all of notebooks/ when none is named")
+    pages = parser.parse_args().pages or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+    for path in pages:
+        print(f"{path.name} ...", end=" ", flush=True)
+        print(f"{execute(path):.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
