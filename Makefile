@@ -4,11 +4,13 @@ BIN := .venv/bin
 # Two notebooks run at a time, so each kernel gets one thread: two threads each would fight for two cores.
 TEST_ENV := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TQDM_DISABLE=1
 WORKERS ?= 2
+# In a container one often is root, which JupyterLab refuses unless told.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: lab test notebooks lint clean
 
 lab: .venv/ready
-	$(BIN)/python -m jupyterlab --ip=127.0.0.1 notebooks/00_start_here.ipynb
+	$(BIN)/python -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_start_here.ipynb
 
 test: .venv/ready
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope

@@ -107,7 +107,9 @@ def _untouched(answer: Any) -> bool:
     if answer is ... or answer is None:
         return True
     code = getattr(answer, "__code__", None)
-    return code is not None and code.co_code in (_bare_stub.__code__.co_code, _documented_stub.__code__.co_code)
+    if code is None or not set(code.co_consts) <= {None, ..., answer.__doc__}:  # `return 5` has the same code as dots
+        return False
+    return code.co_code in (_bare_stub.__code__.co_code, _documented_stub.__code__.co_code)
 
 
 # What functions compile to that hold nothing but dots, or a docstring and dots.

@@ -121,10 +121,27 @@ def crop_to_ink(images: Tensor, *, size: int = 16, threshold: float = 0.3) -> Te
     Returns:
         [N, 1, size, size].
     """
-    crops = []
-    for image in images:
-        rows, columns = (image[0] > threshold).nonzero(as_tuple=True)
-        if len(rows):
-            image = image[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        crops.append(F.interpolate(image.unsqueeze(0), (size, size), mode="bilinear", align_corners=False))
-    return torch.cat(crops)
+    height, width = images.shape[2:]
+    ink = images[:, 0] > threshold  # [N, H, W]
+    top, bottom = _extent(ink.any(dim=2))
+    left, right = _extent(ink.any(dim=1))
+    # affine_grid takes the box as (size, centre) in a frame where the whole image spans [-1, 1].
+    zero = torch.zeros_like(top)
+    theta = torch.stack(
+        [
+            torch.stack([(right - left) / width, zero, (right + left) / width - 1], dim=1),
+            torch.stack([zero, (bottom - top) / height, (bottom + top) / height - 1], dim=1),
+        ],
+        dim=1,
+    )  # [N, 2, 3]
+    grid = F.affine_grid(theta, [len(images), 1, size, size], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
+    """First True and one past the last True of each row of a bool tensor [N, L]; (0, L) for a row without."""
+    length = line.shape[1]
+    found = line.any(dim=1)
+    first = torch.where(found, line.float().argmax(dim=1), 0)
+    last = torch.where(found, length - line.flip(1).float().argmax(dim=1), length)
+    return first.float(), last.float()

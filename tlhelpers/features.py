@@ -106,7 +106,7 @@ def cached_features(
     """`extract_features`, kept on disk.
 
     The key covers the part (name, indices, the inputs themselves, what was done to them) and the
-    body (weights, transform, layer): whatever changes, a stale file is never read.
+    body (layers, weights, transform): whatever changes, a stale file is never read.
 
     Args:
         folder: where to keep the files; `runtime.cache_dir() / "features"` when None.
@@ -140,9 +140,12 @@ def cached_features(
 def feature_key(backbone: Backbone, part: Part, layer: str | None) -> str:
     """sha256 (hex) over everything that the features depend on."""
     digest = hashlib.sha256()
-    texts = (part.name, part.transform, backbone.name, repr(backbone.transform), str(layer), "float32")
+    # The text of a module shows what its weights do not (which activation); a transform without a
+    # telling text (a lambda) shows by what it does to a few inputs.
+    texts = (part.name, part.transform, backbone.name, repr(backbone.transform), str(backbone.module), str(layer))
     digest.update("\0".join(texts).encode())
-    tensors = {"rows": part.indices, "x": part.x, **backbone.module.state_dict()}
+    seen = backbone.transform(part.x[:8])
+    tensors = {"rows": part.indices, "x": part.x, "seen": seen, **backbone.module.state_dict()}
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

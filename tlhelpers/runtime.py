@@ -7,7 +7,7 @@ import contextlib
 import os
 import platform
 import random
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -109,6 +109,22 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.Abst
     return torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
 
 
+def to_device(batch, device: torch.device):
+    """A batch with all its tensors on `device`: a tensor, or tuples, lists and dicts of such, nested at will."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    return tuple(to_device(value, device) for value in batch)
+
+
+def batch_size(batch) -> int:
+    """Number of examples in a batch: the length of the first tensor in it."""
+    while not isinstance(batch, torch.Tensor):
+        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+    return len(batch)
+
+
 def cache_dir() -> Path:
     """`TLHELPERS_CACHE`, or `~/.cache/tlhelpers`.  The folder need not exist yet."""
     return Path(os.environ.get("TLHELPERS_CACHE") or Path.home() / ".cache" / "tlhelpers").expanduser()
@@ -117,7 +133,7 @@ def cache_dir() -> Path:
 def describe_machine() -> dict[str, str]:
     """Python, packages, cores, memory and device of this machine, in printing order."""
     device = pick_device()
-    facts = {"Python": f"{platform.python_version()} on {platform.system()} ({sys.executable})"}
+    facts = {"Python": f"{platform.python_version()} on {platform.system()}"}
     for package in ("torch", "torchvision", "transformers", "scikit-learn", "matplotlib", "ipywidgets"):
         try:
             facts[package] = metadata.version(package)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tlhelpers.runtime import autocast, mixed_precision, pick_device
+from tlhelpers.runtime import autocast, batch_size, mixed_precision, pick_device, to_device
 from tlhelpers.surgery import train_mode
 
 Objective = Callable[[nn.Module, tuple[Tensor, Tensor]], dict[str, Tensor]]
@@ -35,8 +35,9 @@ def fit(
 
     Args:
         model: trained in place.  Frozen parts (`surgery.freeze`) stay bit-equal, buffers included.
-        loaders: (train, validation); each has a length and yields batches (x, y).  With None for
-            validation the weights of the last epoch stay.
+        loaders: (train, validation); each has a length and yields batches, as a rule (x, y);
+            tensors may also be nested in tuples and dicts.  With None for validation the weights of
+            the last epoch stay.
         objective: `(model, batch) -> {"loss": scalar, ...}`; see `tlhelpers/objectives.py`.
         optimizer: over the parameters that may move (`surgery.param_groups`).
         epochs: passes over the training loader.
@@ -61,7 +62,7 @@ def fit(
     _check(train_loader, validation_loader, optimizer, epochs)
     model.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision(device) is torch.float16)
-    scheduler = _scheduler(optimizer, schedule, epochs * len(train_loader))
+    rates = Rates(optimizer, schedule, epochs * len(train_loader))
     history: list[dict] = []
     best, best_weights = math.inf, None
     for epoch in tqdm(range(1, epochs + 1), desc="fit", unit="epoch", delay=2, leave=False):
@@ -71,7 +72,7 @@ def fit(
             train_loader,
             objective,
             optimizer,
-            scheduler=scheduler,
+            rates=rates,
             scaler=scaler,
             clip_norm=clip_norm,
             device=device,
@@ -91,8 +92,35 @@ def fit(
             break
     if best_weights is not None:
         model.load_state_dict(best_weights)
+    rates.restore()
     model.eval()
     return history
+
+
+class Rates:
+    """The learning rates of an optimizer, step by step: their first values times `schedule(progress)`.
+
+    Progress is taken at the middle of a step, so that no step is lost at a factor of 0.  A plain
+    number says where the run is, which makes it easy to continue one.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None, total_steps: int
+    ) -> None:
+        self.optimizer, self.schedule, self.total_steps, self.step = optimizer, schedule, total_steps, 0
+        self.first = [group["lr"] for group in optimizer.param_groups]
+
+    def advance(self) -> None:
+        """Set the rates of the next step."""
+        factor = self.schedule((self.step + 0.5) / self.total_steps) if self.schedule is not None else 1.0
+        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
+            group["lr"] = rate * factor
+        self.step += 1
+
+    def restore(self) -> None:
+        """Put the first rates back, so that the optimizer can be used for another run."""
+        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
+            group["lr"] = rate
 
 
 def train_one_epoch(
@@ -101,7 +129,7 @@ def train_one_epoch(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     *,
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    rates: Rates | None = None,
     scaler: torch.amp.GradScaler | None = None,
     clip_norm: float | None = None,
     device: torch.device | None = None,
@@ -114,7 +142,7 @@ def train_one_epoch(
     means = _Means()
     train_mode(model)
     for step, batch in enumerate(loader, start=1):
-        batch = tuple(t.to(device, non_blocking=True) for t in batch)
+        batch = to_device(batch, device)
         with autocast(device, mixed_precision(device)):
             logged = objective(model, batch)
         # Reading a value waits for the GPU, so there the check is made now and then only.
@@ -125,11 +153,11 @@ def train_one_epoch(
         if clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trainable, clip_norm)
+        if rates is not None:
+            rates.advance()
         scaler.step(optimizer)
         scaler.update()
-        if scheduler is not None:
-            scheduler.step()
-        means.add(logged, len(batch[0]))
+        means.add(logged, batch_size(batch))
     return means.result()
 
 
@@ -151,8 +179,8 @@ def evaluate(
     means = _Means()
     with _eval_mode(model), torch.inference_mode(), autocast(device, mixed_precision(device)):
         for batch in loader:
-            batch = tuple(t.to(device, non_blocking=True) for t in batch)
-            means.add((objective or _cross_entropy)(model, batch), len(batch[0]))
+            batch = to_device(batch, device)
+            means.add((objective or _cross_entropy)(model, batch), batch_size(batch))
     return means.result()
 
 
@@ -208,12 +236,6 @@ def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, 
     return {"loss": F.cross_entropy(logits, y), "accuracy": (logits.argmax(1) == y).float().mean()}
 
 
-def _scheduler(optimizer, schedule, total_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Per step; progress is taken at the middle of the step, so that no step is lost at a factor of 0."""
-    factor = schedule or (lambda progress: 1.0)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(1.0, (step + 0.5) / total_steps)))
-
-
 def _check(train_loader, validation_loader, optimizer, epochs: int) -> None:
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; it must be at least 1")
@@ -229,7 +251,7 @@ def _check_loss(logged: dict[str, Tensor], epoch: int, step: int) -> None:
         raise ValueError(f"the objective returned {sorted(logged)}; it must have an entry 'loss'")
     if not torch.isfinite(logged["loss"]):
         raise FloatingPointError(
-            f"the loss is {float(logged['loss'])} in epoch {epoch}, step {step}; lower the learning rate, "
+            f"the loss is {float(logged['loss'].detach())} in epoch {epoch}, step {step}; lower the learning rate, "
             "set clip_norm=1.0, or look for NaN in the inputs"
         )
 

@@ -33,7 +33,7 @@ def _judge_class_means(function) -> str | None:
     y = torch.tensor([0, 0, 1, 1, 0])
     means = torch.as_tensor(function(x, y))
     if means.shape != (2, 2):
-        return f"for features [5, 2] of 2 classes the result must be [2, 2], one mean per class; yours is {list(means.shape)}"
+        return f"features [5, 2] of 2 classes must give [2, 2], one mean per class; yours is {list(means.shape)}"
     expected = torch.tensor([[2.0, 0.0], [10.0, 2.0]])
     if torch.allclose(means.float(), expected, atol=1e-4):
         return None

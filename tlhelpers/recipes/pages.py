@@ -2,10 +2,12 @@
 
 Pages run in order, one after the other, each in a fresh kernel.  What differs from run to run and
 teaches nothing (times of execution, widget state) is dropped; the seconds that the page took are
-written into its first cell and its metadata.
+written into its first cell and its metadata, and the table in README.md is made from the latter.
+Run it from the top folder.
 """
 
 import argparse
+import base64
 import re
 import time
 from pathlib import Path
@@ -37,6 +39,7 @@ def execute(path: Path) -> float:
         raise ValueError(f"the first cell of {path.name} must hold '*Computes for about 0 s on 2 CPU cores; ...*'")
     tidy(page)
     page.metadata["tlcourse"]["seconds"] = round(seconds)
+    save_readme_figure(page, path.parent / "figures")
     nbformat.write(page, path)
     return seconds
 
@@ -54,6 +57,27 @@ def tidy(page: nbformat.NotebookNode) -> None:
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not _is_widget(o)]
 
 
+def save_readme_figure(page: nbformat.NotebookNode, folder: Path) -> None:
+    """Write the figure of the cell tagged "readme-figure", if there is one, where README.md shows it."""
+    for cell in page.cells:
+        if "readme-figure" in cell.metadata.get("tags", []):
+            image = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+            folder.mkdir(exist_ok=True)
+            (folder / "label_curve.png").write_bytes(base64.b64decode(image))
+
+
+def page_table(pages: list[Path]) -> str:
+    """The Markdown table of pages that README.md holds, from the pages' own metadata."""
+    rows = ["| page | after it you will be able to | seconds |", "|---|---|---|"]
+    for path in pages:
+        facts = nbformat.read(path, as_version=4).metadata["tlcourse"]
+        objectives = "; ".join(facts["objectives"])
+        rows.append(
+            f"| [{facts['page']} {facts['title']}](notebooks/{path.name}) | {objectives} | {facts['seconds']} |"
+        )
+    return "\n".join(rows)
+
+
 def _is_widget(output: nbformat.NotebookNode) -> bool:
     # Without its kernel a saved widget shows only its type; the static figure above it stays.
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
@@ -66,6 +90,10 @@ def main() -> None:
     for path in pages:
         print(f"{path.name} ...", end=" ", flush=True)
         print(f"{execute(path):.0f} s", flush=True)
+    readme = Path("README.md")
+    table = page_table(sorted(Path("notebooks").glob("[0-9]*.ipynb")))
+    between = re.compile(r"(?<=<!-- pages -->\n).*(?=<!-- /pages -->)", re.DOTALL)
+    readme.write_text(between.sub(lambda _: table + "\n", readme.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":

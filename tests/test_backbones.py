@@ -1,0 +1,143 @@
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+from toys import CPU
+
+from tlhelpers import backbones
+from tlhelpers.backbones import ASSETS, BACKBONES, GlyphNet, Normalize, ResidualBlock, load_backbone
+from tlhelpers.data import TensorLoader
+from tlhelpers.datasets import load_dataset
+from tlhelpers.recipes.pretrain import SOURCES
+from tlhelpers.train import evaluate
+
+NAMES = list(BACKBONES)
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+def test_shipped_files_are_small_and_are_what_their_cards_say(name):
+    weights = (ASSETS / f"{name}.safetensors").read_bytes()
+    card = json.loads((ASSETS / f"{name}.json").read_text("utf-8"))
+    assert len(weights) <= 700_000
+    assert hashlib.sha256(weights).hexdigest() == card["sha256"]
+    assert len({run["seed"] for run in card["runs"]}) >= 3
+    assert {"data", "command", "budget", "licence", "shipped_seed"} <= set(card)
+
+
+def test_a_loaded_body_is_ready_for_use_in_float32_and_eval_mode(name):
+    backbone = load_backbone(name)
+    for module in (backbone.module, backbone.head):
+        assert not any(part.training for part in module.modules())
+        assert {t.dtype for t in module.parameters()} == {torch.float32}
+    features = backbone.module(backbone.transform(torch.rand(2, 1, 32, 32)))
+    assert features.shape == (2, backbone.feature_dim)
+    assert backbone.head(features).shape == (2, len(backbone.classes))
+    assert backbone.classes == tuple(backbone.card["classes"])
+
+
+def test_weights_in_memory_are_the_stored_halves(name):
+    stored = load_file(ASSETS / f"{name}.safetensors")
+    loaded = load_backbone(name).module.state_dict()
+    assert {key.removeprefix("body.") for key in stored if key.startswith("body.")} == set(loaded)
+    assert all(
+        torch.equal(tensor.to(stored[f"body.{key}"].dtype), stored[f"body.{key}"]) for key, tensor in loaded.items()
+    )
+
+
+def test_the_source_accuracy_is_the_one_on_the_card(name):
+    backbone = load_backbone(name)
+    loader = TensorLoader(load_dataset(SOURCES[name]).test, 256, transform=backbone.transform)
+    run = next(run for run in backbone.card["runs"] if run["seed"] == backbone.card["shipped_seed"])
+    measured = evaluate(nn.Sequential(backbone.module, backbone.head), loader)["accuracy"]
+    assert measured == pytest.approx(run["source_test_accuracy_float16"], abs=0.01)
+
+
+def test_features_do_not_depend_on_how_images_are_batched(name):
+    backbone = load_backbone(name)
+    x = torch.rand(12, 1, 32, 32)
+    with torch.inference_mode():
+        whole = backbone.module(x)
+        split = torch.cat([backbone.module(part) for part in x.split([1, 4, 7])])
+    assert torch.allclose(whole, split, atol=1e-4)
+
+
+def test_every_load_is_a_fresh_copy(name):
+    first = load_backbone(name)
+    with torch.no_grad():
+        first.module.stem.conv.weight.zero_()
+    assert load_backbone(name).module.stem.conv.weight.any()
+
+
+def test_a_single_flipped_byte_is_noticed(name, tmp_path, monkeypatch):
+    for file in ASSETS.glob(f"{name}.*"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(backbones, "ASSETS", tmp_path)
+    load_backbone(name)
+    weights = tmp_path / f"{name}.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"{name}.safetensors is damaged: its sha256 is .*; install the package again"
+    ):
+        load_backbone(name)
+
+
+def test_an_unknown_name_brings_the_near_ones():
+    with pytest.raises(ValueError, match=r"no backbone called 'glyph-all'; did you mean 'glyphs-all'"):
+        load_backbone("glyph-all")
+    with pytest.raises(ValueError, match="'glyphs-all' or 'glyphs-letters' or 'glyphs-random'"):
+        load_backbone("???")
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32), (2, 3, 32, 32)])
+def test_images_without_one_channel_are_refused_with_the_remedy(shape):
+    with pytest.raises(
+        ValueError, match=r"must be \[N, 1, H, W\], not .*x\.unsqueeze\(1\) adds a missing channel axis"
+    ):
+        GlyphNet()(torch.zeros(shape))
+
+
+def test_a_residual_block_is_two_convolutions_plus_its_input():
+    block = ResidualBlock(3, 3, stride=1).eval()
+    for norm in (block.bn1, block.bn2):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 8, 8)
+
+    def scaled(norm, y):
+        return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+
+    hidden = scaled(block.bn1, F.conv2d(x, block.conv1.weight, padding=1)).relu()
+    expected = (scaled(block.bn2, F.conv2d(hidden, block.conv2.weight, padding=1)) + x).relu()
+    assert torch.allclose(block(x), expected, atol=1e-5)
+
+
+def test_the_children_of_the_net_give_the_shapes_of_its_docstring():
+    x, shapes = torch.rand(2, 1, 32, 32), {}
+    for child, module in GlyphNet().named_children():
+        x = module(x)
+        shapes[child] = list(x.shape[1:])
+    assert shapes == {
+        "stem": [16, 16, 16],
+        "block1": [16, 16, 16],
+        "block2": [32, 8, 8],
+        "block3": [64, 4, 4],
+        "block4": [96, 2, 2],
+        "pool": [96],
+    }
+
+
+def test_normalisation_has_a_closed_form_and_says_its_numbers():
+    normalize = Normalize(0.25, 0.5)
+    assert torch.equal(normalize(torch.tensor([0.25, 0.75], device=CPU)), torch.tensor([0.0, 1.0]))
+    assert repr(normalize) == "Normalize(mean=0.25, std=0.5)"

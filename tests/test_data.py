@@ -1,0 +1,204 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+from toys import CPU, toy_part
+
+from tlhelpers.data import Jitter, Part, Splits, TensorLoader, few_shot, make_loaders
+
+EVERYTHING = Jitter(degrees=40, scale=(0.5, 1.3), shear=0.3, bend=0.2, coarse=(4, 9), fade=0.5, noise=0.2)
+
+
+def labelled(y, classes=3, n=None):
+    y = torch.as_tensor(y)
+    return Part("toy/part", torch.rand(n or len(y), 2), y, tuple("abc"[:classes]), torch.arange(len(y)))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: labelled([0, 1, 3]), r"run from 0 to 3, outside 0\.\.2 for 3 classes; renumber them"),
+        (lambda: labelled([0, -1, 2]), "run from -1 to 2"),
+        (lambda: labelled([0.0, 1.0]), r"must be int64 \[N\], not torch.float32 \[2\]"),
+        (lambda: labelled([[0], [1]]), r"not torch.int64 \[2, 1\]"),
+        (lambda: labelled([0, 1], n=5), "5 inputs, 2 labels, 2 indices; they must be equally many"),
+        (lambda: toy_part().take(torch.tensor([], dtype=torch.long)), "toy/train is empty: it needs at least one"),
+    ],
+)
+def test_a_part_that_cannot_be_right_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_split_without_an_example_of_a_class_names_the_class():
+    whole, lacking = labelled([0, 1, 2]), labelled([0, 2, 2])
+    with pytest.raises(ValueError, match=r"no example of \['b'\]; add some or drop the class"):
+        Splits(lacking, whole, whole)
+    assert Splits(whole, lacking, lacking).classes == ("a", "b", "c")
+
+
+def test_parts_of_other_classes_do_not_make_a_split():
+    with pytest.raises(ValueError, match="do not share one list of classes"):
+        Splits(labelled([0, 1]), labelled([0, 1], classes=2), labelled([0, 1]))
+
+
+def test_taking_and_mapping_keep_rows_together_and_leave_the_part_as_it_is():
+    part = toy_part()
+    rows = torch.tensor([5, 0, 9])
+    taken = part.take(rows).mapped(torch.neg)
+    assert torch.equal(taken.x, -part.x[rows])
+    assert torch.equal(taken.y, part.y[rows])
+    assert torch.equal(taken.indices, rows)
+    assert (part.transform, len(part)) == ("None", 24)
+    assert "neg" in taken.transform
+    assert all(torch.equal(a, b) for a, b in zip(part[5], (part.x[5], part.y[5]), strict=True))
+
+
+def test_few_labels_are_balanced_nested_and_drawn_by_the_seed():
+    part = toy_part(90)
+    two, five = few_shot(part, 2, seed=3), few_shot(part, 5, seed=3)
+    assert torch.bincount(five.y).tolist() == [5, 5, 5]
+    assert set(two.indices.tolist()) < set(five.indices.tolist())
+    assert torch.equal(part.x[five.indices], five.x)
+    assert torch.equal(few_shot(part, 5, seed=3).indices, five.indices)
+    assert not torch.equal(few_shot(part, 5, seed=4).indices, five.indices)
+
+
+def test_more_labels_than_a_class_has_are_refused():
+    with pytest.raises(ValueError, match=r"3 labels per class asked for, but class 'b' .* has 1 examples; ask for at"):
+        few_shot(labelled([0, 0, 0, 1, 2, 2, 2]), 3, seed=0)
+    with pytest.raises(ValueError, match="labels_per_class is 0; it must be at least 1"):
+        few_shot(toy_part(), 0, seed=0)
+
+
+def test_jitter_without_any_freedom_returns_its_input():
+    images = torch.rand(3, 2, 16, 16)
+    assert torch.allclose(Jitter(size=16, place=0)(images, generator()), images, atol=1e-5)
+
+
+def test_jitter_at_half_size_puts_the_image_into_the_middle_of_the_canvas():
+    images = torch.rand(3, 1, 16, 16)
+    out = Jitter(size=32, scale=(0.5, 0.5), place=0)(images, generator())
+    assert torch.allclose(out, F.pad(images, [8] * 4), atol=1e-5)
+
+
+def test_jitter_turns_by_right_angles_exactly():
+    image = torch.rand(1, 1, 16, 16)
+    first = float(2 * torch.rand(1, generator=generator()) - 1)  # the angle is this part of `degrees`
+    out = Jitter(size=16, degrees=90 / first)(image, generator())
+    assert torch.allclose(out, image.rot90(-1, (2, 3)), atol=1e-4)
+
+
+def test_reduced_images_lie_anywhere_but_lose_no_ink():
+    images = torch.zeros(50, 1, 16, 16)
+    images[:, :, 1:-1, 1:-1] = 1
+    out = Jitter(size=32, scale=(0.5, 0.5))(images, generator())
+    assert torch.allclose(out.sum((1, 2, 3)), torch.tensor(14.0**2), rtol=1e-4)
+    left = out.amax((1, 2)).argmax(1)
+    assert left.min() <= 4
+    assert left.max() >= 13
+
+
+def test_one_generator_seed_gives_one_result_in_the_unit_range_also_from_bytes():
+    pixels = torch.randint(256, (6, 1, 16, 16), dtype=torch.uint8)
+    out = EVERYTHING(pixels, generator(1))
+    assert out.shape == (6, 1, 32, 32)
+    assert out.min() >= 0
+    assert out.max() <= 1
+    torch.rand(5)
+    assert torch.equal(out, EVERYTHING(pixels.float() / 255, generator(1)))
+    assert not torch.equal(out, EVERYTHING(pixels, generator(2)))
+
+
+def test_only_half_of_a_batch_is_coarsened():
+    images = torch.rand(6, 1, 16, 16)
+    out = Jitter(size=16, place=0, coarse=(4, 4))(images, generator())
+    assert torch.allclose(out[3:], images[3:], atol=1e-5)
+    small = F.avg_pool2d(images[:3], 4)
+    assert torch.allclose(F.adaptive_avg_pool2d(out[:3], 4).mean(), small.mean(), atol=0.02)
+    assert out[:3].std() < images[:3].std() / 2
+
+
+def rows_of(loader):
+    """The positions in `toy_part()` that each batch of one pass holds."""
+    x = loader.part.x
+    return [(batch.cpu().unsqueeze(1) == x).all(2).float().argmax(1).tolist() for batch, _ in loader]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_pass_visits_every_example_once(shuffle):
+    loader = TensorLoader(toy_part(), 7, shuffle=shuffle)
+    batches = rows_of(loader)
+    assert [len(rows) for rows in batches] == [7, 7, 7, 3]
+    assert len(loader) == 4
+    order = [row for rows in batches for row in rows]
+    assert sorted(order) == list(range(24))
+    assert (order == list(range(24))) is not shuffle
+
+
+def test_inputs_and_labels_stay_together():
+    for x, y in TensorLoader(toy_part(), 5, shuffle=True, device=CPU):
+        assert torch.equal(x[:, :3].argmax(1), y)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    first, again = (TensorLoader(toy_part(), 8, shuffle=True, seed=5) for _ in range(2))
+    passes = []
+    for _ in range(3):
+        torch.rand(3)  # whatever else draws random numbers
+        passes.append(rows_of(first))
+    assert passes[0] != passes[1] != passes[2]
+    again.epoch = 1
+    torch.manual_seed(99)
+    assert [rows_of(again), rows_of(again)] == passes[1:]
+    assert rows_of(TensorLoader(toy_part(), 8, shuffle=True, seed=6)) != passes[0]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_number_of_steps_gives_full_batches_and_balanced_visits(steps, shuffle):
+    loader = TensorLoader(toy_part(), 7, shuffle=shuffle, steps=steps)
+    batches = rows_of(loader)
+    assert [len(rows) for rows in batches] == [7] * steps == [7] * len(loader)
+    visits = torch.bincount(torch.tensor(batches).flatten(), minlength=24)
+    assert visits.max() - visits.min() <= 1
+
+
+def test_batches_are_augmented_first_and_transformed_last_and_the_part_stays_clean():
+    part = toy_part()
+    before = part.x.clone()
+    noise = torch.empty(24, 4).uniform_(generator=generator(2 * 1_000_003))
+    loader = TensorLoader(
+        part,
+        24,
+        augment=lambda x, g: x + torch.empty(x.shape).uniform_(generator=g),
+        transform=lambda x: 10 * x,
+        seed=2,
+        device=CPU,
+    )
+    ((x, _),) = loader
+    assert torch.allclose(x, 10 * (before + noise))
+    assert torch.equal(part.x, before)
+
+
+def test_a_loader_refuses_sizes_below_one():
+    with pytest.raises(ValueError, match="batch_size=0 and steps=None must be at least 1"):
+        TensorLoader(toy_part(), 0)
+    with pytest.raises(ValueError, match="steps=0 must be at least 1"):
+        TensorLoader(toy_part(), 4, steps=0)
+
+
+def test_the_pair_of_loaders_shuffles_and_augments_for_training_only():
+    part = replace(toy_part(), name="toy/validation")
+    learning, checking = make_loaders(
+        toy_part(), part, batch_size=8, steps=5, augment=lambda x, g: x + 100, transform=torch.neg, device=CPU
+    )
+    assert all((x < -90).all() for x, _ in learning)
+    assert len(learning) == 5
+    assert torch.equal(torch.cat([x for x, _ in checking]), -part.x)
+    assert make_loaders(part)[1] is None

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from tlhelpers import datasets
+from tlhelpers.backbones import Normalize
+from tlhelpers.datasets import crop_to_ink, load_dataset
+from tlhelpers.glyphs import ALL_CLASSES, FONTS, LETTER_CLASSES
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def parts_of(splits):
+    return splits.train, splits.validation, splits.test
+
+
+def test_digits_are_blocks_of_writers_in_the_order_of_the_file(digits):
+    assert [len(part) for part in parts_of(digits)] == [900, 300, 597]
+    assert torch.equal(torch.cat([part.indices for part in parts_of(digits)]), torch.arange(1797))
+
+
+def test_labels_and_pixels_of_the_digits_are_those_of_scikit_learn(digits):
+    source = load_digits()
+    assert np.array_equal(torch.cat([part.y for part in parts_of(digits)]).numpy(), source.target)
+    placed = crop_to_ink(digits.train.x, size=8).flatten(1)
+    original = crop_to_ink(torch.from_numpy(source.images[:900]).float().unsqueeze(1) / 16, size=8).flatten(1)
+    likeness = torch.corrcoef(torch.cat([placed, original]))[:900, 900:]
+    assert likeness.diagonal().median() > 0.85
+    assert likeness.median() < 0.5
+
+
+def test_the_random_split_holds_the_same_images_in_another_order(digits):
+    other = load_dataset("digits-random-split")
+    assert [len(part) for part in parts_of(other)] == [900, 300, 597]
+    rows = torch.cat([part.indices for part in parts_of(other)])
+    assert torch.equal(rows.sort().values, torch.arange(1797))
+    whole = torch.cat([part.x for part in parts_of(digits)])
+    assert all(torch.equal(part.x, whole[part.indices]) for part in parts_of(other))
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("glyph-letters", LETTER_CLASSES), ("glyph-digits", tuple("0123456789"))]
+)
+def test_every_class_of_printed_characters_has_its_share_of_each_part(name, classes):
+    splits = load_dataset(name)
+    assert splits.classes == classes
+    for part, share in zip(parts_of(splits), (100, 20, 40), strict=True):
+        assert torch.bincount(part.y).tolist() == [share] * len(classes)
+
+
+def test_letters_and_digits_have_no_class_in_common():
+    letters, digits = load_dataset("glyph-letters"), load_dataset("glyph-digits")
+    assert not set(letters.classes) & set(digits.classes)
+    assert set(letters.classes) | set(digits.classes) < set(ALL_CLASSES)
+
+
+def test_no_font_is_in_two_parts():
+    groups = [set(datasets.TRAIN_FONTS), set(datasets.VALIDATION_FONTS), set(datasets.TEST_FONTS)]
+    assert set.union(*groups) == set(range(len(FONTS)))
+    assert sum(map(len, groups)) == len(FONTS)
+    masters = datasets.glyph_masters(("8",))
+    assert len(masters) == 3 * len(datasets.TRAIN_FONTS)
+
+
+@pytest.mark.parametrize("name", ["digits", "glyph-digits"])
+def test_images_lie_in_the_unit_range_and_are_drawn_alike_every_time(name):
+    first = load_dataset(name)
+    datasets._placed_digits.cache_clear()
+    torch.manual_seed(123)
+    second = load_dataset(name)
+    for a, b in zip(parts_of(first), parts_of(second), strict=True):
+        assert a.x.shape[1:] == (1, 32, 32)
+        assert a.x.min() >= 0
+        assert 0.9 < a.x.max() <= 1
+        assert torch.equal(a.x, b.x)
+
+
+def test_a_transform_is_applied_to_every_part_and_recorded(digits):
+    normalize = Normalize(0.2, 0.5)
+    changed = load_dataset("digits", transform=normalize)
+    for part, plain in zip(parts_of(changed), parts_of(digits), strict=True):
+        assert torch.equal(part.x, (plain.x - 0.2) / 0.5)
+        assert repr(normalize) in part.transform
+
+
+def test_an_unknown_name_brings_the_near_ones():
+    with pytest.raises(ValueError, match=r"no data set called 'digit'; did you mean 'digits'"):
+        load_dataset("digit")
+    with pytest.raises(ValueError, match=r"'glyphs' or 'glyph-letters'.* or 'digits'"):
+        load_dataset("???")
+
+
+def test_the_crop_does_not_see_where_the_ink_lies():
+    ink = torch.rand(5, 1, 12, 9) * 0.6 + 0.4
+    here, there = torch.zeros(2, 5, 1, 32, 32)
+    here[..., :12, :9] = ink
+    there[..., 17:29, 20:29] = ink
+    assert torch.equal(crop_to_ink(here), crop_to_ink(there))
+    assert torch.equal(crop_to_ink(here[..., :12, :9]), crop_to_ink(here))
+
+
+def test_the_crop_at_the_size_of_the_ink_is_the_ink_itself():
+    images = torch.zeros(2, 1, 32, 32)
+    images[..., 3:19, 8:24] = torch.rand(2, 1, 16, 16) * 0.6 + 0.4
+    assert torch.allclose(crop_to_ink(images), images[..., 3:19, 8:24], atol=1e-6)
+
+
+def test_an_image_without_ink_is_kept_whole():
+    faint = torch.rand(1, 1, 16, 16) * 0.2
+    assert torch.allclose(crop_to_ink(faint), faint)

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from toys import toy_model, toy_part
+
+from tlhelpers.objectives import classification, l2_sp
+from tlhelpers.surgery import freeze
+
+
+def gradients(model, loss):
+    return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+
+
+@pytest.fixture
+def linear():
+    """A model whose output is its input, so that logits can be written down."""
+    model = nn.Linear(3, 3, bias=False)
+    nn.init.eye_(model.weight)
+    return model
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_classification_is_cross_entropy_in_value_and_gradient(linear, smoothing):
+    x, y = torch.randn(6, 3, requires_grad=True), torch.tensor([0, 1, 2, 0, 1, 2])
+    logged = classification(label_smoothing=smoothing)(linear, (x, y))
+    target = (1 - smoothing) * F.one_hot(y, 3) + smoothing / 3
+    closed_form = -(target * x.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(logged["loss"], closed_form)
+    assert torch.allclose(logged["loss"], F.cross_entropy(x, y, label_smoothing=smoothing))
+    (slope,) = torch.autograd.grad(logged["loss"], x)
+    assert torch.allclose(slope, (x.softmax(1) - target) / 6, atol=1e-6)
+
+
+def test_classification_logs_the_accuracy(linear):
+    x = torch.eye(3)[[0, 1, 1, 2]]
+    assert classification()(linear, (x, torch.tensor([0, 1, 2, 2])))["accuracy"] == 0.75
+
+
+def test_a_label_that_does_not_fit_the_head_names_both():
+    batch = torch.zeros(4, 5), torch.tensor([0, 21, 3, 9])
+    with pytest.raises(ValueError, match=r"from 0 to 21, but the head has 10 outputs.*attach a head of the right size"):
+        classification()(nn.Linear(5, 10), batch)
+
+
+@pytest.mark.parametrize("y", [torch.zeros(4, 1).long(), torch.zeros(3).long()])
+def test_labels_of_another_shape_are_refused(y):
+    with pytest.raises(ValueError, match=r"do not match: the model must give \[N, C\]"):
+        classification()(nn.Linear(5, 10), (torch.zeros(4, 5), y))
+
+
+def test_l2_sp_adds_the_closed_form_value_and_gradient_for_body_and_head():
+    model, part = toy_model().eval(), toy_part()
+    batch, plain = (part.x, part.y), classification()
+    objective = l2_sp(plain, model.body, alpha=0.3, head=model.head, beta=0.7)
+    start = [p.detach().clone() for p in model.body.parameters()]
+    with torch.no_grad():
+        for p in model.body.parameters():
+            p.add_(torch.randn_like(p))
+    moved = [p.detach() - w0 for p, w0 in zip(model.body.parameters(), start, strict=True)]
+    head = [p.detach() for p in model.head.parameters()]
+
+    logged, bare = objective(model, batch), plain(model, batch)
+    distance = sum(d.square().sum() for d in moved)
+    assert torch.allclose(logged["drift"], distance.sqrt())
+    expected = bare["loss"] + 0.15 * distance + 0.35 * sum(v.square().sum() for v in head)
+    assert torch.allclose(logged["loss"], expected)
+    pull = [0.3 * d for d in moved] + [0.7 * v for v in head]
+    for got, slope, extra in zip(gradients(model, logged["loss"]), gradients(model, bare["loss"]), pull, strict=True):
+        assert torch.allclose(got, slope + extra, atol=1e-5)
+
+
+def test_l2_sp_costs_nothing_at_the_starting_point_and_keeps_what_the_objective_logs():
+    model, part = toy_model().eval(), toy_part()
+    logged = l2_sp(classification(), model.body, alpha=9.0)(model, (part.x, part.y))
+    assert logged["loss"] == classification()(model, (part.x, part.y))["loss"]
+    assert logged["drift"] == 0
+    assert set(logged) == {"loss", "accuracy", "drift"}
+
+
+def test_l2_sp_holds_back_only_what_may_move():
+    model = toy_model()
+    freeze(model.body.first)
+    objective = l2_sp(lambda *_: {"loss": torch.zeros(())}, model.body, alpha=2.0)
+    with torch.no_grad():
+        model.body.first.weight.add_(100)
+        model.body.last.bias.add_(1)
+    assert torch.allclose(objective(model, ())["loss"], torch.tensor(6.0))
+
+
+def test_l2_sp_refuses_a_negative_weight_and_a_frozen_body():
+    model = toy_model()
+    with pytest.raises(ValueError, match=r"alpha=-0.1 and beta=0.0 must not be negative"):
+        l2_sp(classification(), model.body, alpha=-0.1)
+    freeze(model.body)
+    with pytest.raises(ValueError, match="unfreeze some of it first"):
+        l2_sp(classification(), model.body, alpha=0.1)

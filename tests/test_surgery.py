@@ -1,0 +1,200 @@
+import copy
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from toys import CPU, differing, toy_backbone, toy_model, toy_part, weights_of
+
+from tlhelpers import surgery
+from tlhelpers.data import TensorLoader
+from tlhelpers.objectives import classification
+from tlhelpers.train import fit
+
+OPTIMIZERS = {
+    "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "AdamW with weight decay": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1),
+}
+
+
+def contrary(model, batch):
+    """An objective that switches the whole model to training mode before it uses it."""
+    model.train()
+    return classification()(model, batch)
+
+
+def run(model, optimizer, *, epochs=2, objective=contrary, on_epoch=None):
+    loaders = (TensorLoader(toy_part(), 8, device=CPU), None)
+    return fit(model, loaders, objective, optimizer, epochs=epochs, on_epoch=on_epoch, device=CPU)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_frozen_weights_and_buffers_are_bit_equal_after_fit_whatever_train_was_called(make):
+    model = toy_model()
+    surgery.freeze(model.body)
+    body, head = weights_of(model.body), weights_of(model.head)
+    run(model, make(model.parameters()), on_epoch=lambda record: model.train())
+    assert differing(body, model.body) == []
+    assert differing(head, model.head) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_body_frozen_in_the_middle_of_training_stops_at_once(make):
+    model, kept = toy_model(), {}
+
+    def freeze_after_two(record):
+        if record["epoch"] == 2:
+            surgery.freeze(model.body)
+            kept.update(weights_of(model.body))
+
+    before = weights_of(model.body)
+    run(model, make(model.parameters()), epochs=4, on_epoch=freeze_after_two)
+    assert differing(kept, model.body) == []
+    assert "norm.running_mean" in differing(before, model.body)
+
+
+def test_frozen_dropout_and_batchnorm_act_as_in_eval_mode():
+    body = toy_model().body
+    x = torch.randn(5, 4)
+    body.norm.running_mean.normal_()
+    expected = body.eval()(x)
+    surgery.freeze(body)
+    body.train()
+    assert torch.equal(body(x), expected)
+    assert not any(part.training for part in body.modules())
+
+
+def test_unfreeze_undoes_all_of_freeze():
+    body = toy_model().body
+    surgery.freeze(body)
+    surgery.unfreeze(body)
+    assert all(p.requires_grad for p in body.parameters())
+    assert not any(part._forward_pre_hooks for part in body.modules())
+    before = weights_of(body)
+    body.train()(torch.randn(5, 4))
+    assert set(differing(before, body)) == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+
+
+def test_one_unfreeze_undoes_two_freezes_and_leaves_foreign_hooks():
+    body = toy_model().body
+    seen = []
+    body.first.register_forward_pre_hook(lambda module, inputs: seen.append(module.training))
+    surgery.freeze(body)
+    surgery.freeze(body)
+    surgery.unfreeze(body)
+    assert sum(len(part._forward_pre_hooks) for part in body.modules()) == 1
+    body.train()(torch.randn(5, 4))
+    assert seen == [True]
+
+
+def test_a_deep_copy_of_a_frozen_module_stays_frozen():
+    model = toy_model()
+    surgery.freeze(model.body)
+    clone = copy.deepcopy(model)
+    before = weights_of(clone.body)
+    run(clone, torch.optim.SGD(clone.parameters(), lr=0.1))
+    assert differing(before, clone.body) == []
+
+
+def test_train_mode_protects_what_was_frozen_by_hand():
+    model = toy_model()
+    model.body.requires_grad_(False)
+    surgery.train_mode(model)
+    assert [name for name, part in model.named_modules() if part.training] == ["", "head"]
+    model.body.requires_grad_(True)
+    surgery.train_mode(model)
+    assert all(part.training for part in model.modules())
+
+
+def test_learning_rates_fall_from_the_head_to_the_input():
+    model = toy_model()
+    groups = surgery.param_groups(model.body, model.head, lr=0.1, body_scale=0.5, layer_decay=0.2)
+    rates = {group["name"]: group["lr"] for group in groups}
+    expected = {"body.first": 0.002, "body.norm": 0.01, "body.last": 0.05, "head": 0.1}
+    assert rates == pytest.approx(expected)
+    assert list(rates) == list(expected)
+
+
+def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is_in_any():
+    model = toy_model()
+    surgery.freeze(model.body.first)
+    groups = surgery.param_groups(model.body, model.head, lr=0.1)
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert [group["name"] for group in groups] == ["body.norm", "body.last", "head"]
+
+
+def test_direct_parameters_of_the_body_learn_slowest():
+    body = nn.Sequential(OrderedDict(embed=nn.Linear(4, 4), block=nn.Linear(4, 4)))
+    body.class_token = nn.Parameter(torch.zeros(4))
+    groups = surgery.param_groups(body, nn.Linear(4, 2), lr=1.0, body_scale=1.0, layer_decay=0.1)
+    assert groups[0]["params"][0] is body.class_token
+    assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.1, 1.0, 1.0])
+
+
+def test_param_groups_refuses_rates_that_are_not_positive_and_a_model_without_freedom():
+    model = toy_model()
+    with pytest.raises(ValueError, match=r"body_scale=-1.*must all be positive"):
+        surgery.param_groups(model.body, model.head, lr=0.1, body_scale=-1)
+    surgery.freeze(model)
+    with pytest.raises(ValueError, match="unfreeze the head"):
+        surgery.param_groups(model.body, model.head, lr=0.1)
+
+
+def test_an_attached_head_gets_the_features_of_a_copied_body():
+    backbone, x = toy_backbone(), torch.rand(3, 1, 8, 8)
+    backbone.module.eval()
+    model = surgery.attach_head(backbone, 4).eval()
+    features = backbone.module(x)
+    assert torch.allclose(model(x), features @ model.head.weight.T + model.head.bias, atol=1e-6)
+    before = weights_of(backbone.module)
+    with torch.no_grad():
+        model.body.conv.weight.add_(1)
+    assert differing(before, backbone.module) == []
+
+
+def test_a_ready_made_head_is_used_as_it_is():
+    head = nn.Sequential(nn.ReLU(), nn.Linear(5, 2))
+    assert surgery.attach_head(toy_backbone(), head).head is head
+
+
+def test_a_head_that_does_not_fit_is_refused_with_the_right_size():
+    with pytest.raises(ValueError, match=r"takes 7 features but the body gives 5; build it with nn\.Linear\(5"):
+        surgery.attach_head(toy_backbone(), nn.Linear(7, 2))
+    with pytest.raises(ValueError, match="at least 2 classes, not 1"):
+        surgery.attach_head(toy_backbone(), 1)
+
+
+def test_interpolation_meets_both_ends_and_is_linear_between():
+    a, b = weights_of(toy_model()), weights_of(toy_model())
+    b["body.norm.num_batches_tracked"] += 5
+    for alpha in (0.0, 0.25, 1.0):
+        mixed = surgery.interpolate_weights(a, b, alpha)
+        for name, value in mixed.items():
+            if name == "body.norm.num_batches_tracked":
+                assert value == 5
+            else:
+                torch.testing.assert_close(value, (1 - alpha) * a[name] + alpha * b[name])
+    assert all(torch.equal(surgery.interpolate_weights(a, b, 1.0)[name], b[name]) for name in b)
+
+
+def test_models_of_two_architectures_cannot_be_mixed():
+    a = weights_of(toy_model())
+    with pytest.raises(ValueError, match=r"differ in \['head.weight'\]; interpolate models of one architecture"):
+        surgery.interpolate_weights(a, {name: t for name, t in a.items() if name != "head.weight"}, 0.5)
+    with pytest.raises(ValueError, match=r"differ in \['head.bias'\]"):
+        surgery.interpolate_weights(a, a | {"head.bias": torch.zeros(9)}, 0.5)
+
+
+def test_the_summary_counts_what_can_be_counted_by_hand():
+    model = toy_model()
+    surgery.freeze(model.body.first)
+    summary = surgery.trainable_summary(model)
+    assert summary.parts == {
+        "body.first": (0, 4 * 8 + 8),
+        "body.norm": (16, 16),
+        "body.last": (8 * 6 + 6, 8 * 6 + 6),
+        "head": (6 * 3 + 3, 6 * 3 + 3),
+    }
+    assert (summary.trainable, summary.total) == (91, 131)
+    assert str(summary).splitlines()[-1].split() == ["in", "all", "91", "of", "131", "trainable"]

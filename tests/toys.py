@@ -1,0 +1,50 @@
+"""Small models and data that several test files share."""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from tlhelpers.backbones import Backbone, Normalize
+from tlhelpers.data import Part
+
+CPU = torch.device("cpu")  # oracles that hold to the last bit are compared there
+
+
+def toy_model() -> nn.Sequential:
+    """[N, 4] -> [N, 3], with BatchNorm and dropout in the body."""
+    body = nn.Sequential(
+        OrderedDict(
+            first=nn.Linear(4, 8), norm=nn.BatchNorm1d(8), relu=nn.ReLU(), drop=nn.Dropout(0.3), last=nn.Linear(8, 6)
+        )
+    )
+    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(6, 3)))
+
+
+def toy_part(n: int = 24) -> Part:
+    """Points in four dimensions; the class is the largest of the first three coordinates."""
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(7))
+    return Part("toy/train", x, x[:, :3].argmax(1), ("a", "b", "c"), torch.arange(n))
+
+
+def toy_backbone() -> Backbone:
+    """Images [N, 1, H, W] -> [N, 5]."""
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    module = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 5, 3), norm=nn.BatchNorm2d(5), relu=nn.ReLU(), pool=pool))
+    return Backbone("toy", module, 5, Normalize(0.5, 2.0), None, (), {})
+
+
+def toy_images(n: int = 10) -> Part:
+    """Noise [n, 1, 8, 8] with labels 0, 1, 0, 1, ..."""
+    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(8))
+    return Part("toy/images", x, torch.arange(n) % 2, ("even", "odd"), torch.arange(n))
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of all parameters and buffers, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+def differing(before: dict[str, torch.Tensor], module: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that are no longer bit-equal to `before`."""
+    return [name for name, tensor in weights_of(module).items() if not torch.equal(tensor, before[name])]
