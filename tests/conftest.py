@@ -1,6 +1,7 @@
 """Seeds, no network, and the time and memory of every page."""
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
     startup.mkdir(parents=True)
     (startup / "00-no-network.py").write_text((HERE / "no_network.py").read_text("utf-8"), "utf-8")
     os.environ |= {"IPYTHONDIR": str(profile), "HF_HUB_OFFLINE": "1", "TLHELPERS_CACHE": str(profile / "cache")}
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["IPYTHONDIR"], ignore_errors=True)
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -53,9 +54,12 @@ def test_weights_in_memory_are_the_stored_halves(name):
     )
 
 
+load_source = cache(load_dataset)
+
+
 def test_the_source_accuracy_is_the_one_on_the_card(name):
     backbone = load_backbone(name)
-    loader = TensorLoader(load_dataset(SOURCES[name]).test, 256, transform=backbone.transform)
+    loader = TensorLoader(load_source(SOURCES[name]).test, 256, transform=backbone.transform)
     run = next(run for run in backbone.card["runs"] if run["seed"] == backbone.card["shipped_seed"])
     measured = evaluate(nn.Sequential(backbone.module, backbone.head), loader)["accuracy"]
     assert measured == pytest.approx(run["source_test_accuracy_float16"], abs=0.01)

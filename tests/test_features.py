@@ -79,7 +79,8 @@ def test_a_class_without_examples_is_never_the_answer():
     some = train.y != 1
     probe = linear_probe(Features(train.x[some], train.y[some]), test)
     assert probe.weight.shape == (3, 5)
-    assert F.linear(test.x, probe.weight, probe.bias).argmax(1).unique().tolist() == [0, 2]
+    assert F.linear(test.x, probe.weight, probe.bias).softmax(1)[:, 1].max() < 1e-6
+    assert probe.predictions.unique().tolist() == [0, 2]
 
 
 def test_validation_chooses_the_first_of_the_best_penalties():
@@ -208,7 +209,7 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("fails", ["save_file", "os.replace"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("disk full")])
 def test_a_crash_while_saving_leaves_nothing_behind(fails, error, tmp_path, monkeypatch):
     def crash(tensors, path):
         if fails == "save_file":
@@ -216,6 +217,6 @@ def test_a_crash_while_saving_leaves_nothing_behind(fails, error, tmp_path, monk
         raise error
 
     monkeypatch.setattr(f"tlhelpers.features.{fails}", crash)
-    with pytest.raises(BaseException, match=str(error)[:9] or None):
+    with pytest.raises(type(error)):
         cached_features(toy_backbone(), toy_images(), folder=tmp_path / "deep" / "folder")
     assert list((tmp_path / "deep" / "folder").iterdir()) == []

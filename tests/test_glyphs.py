@@ -33,6 +33,9 @@ def test_drawings_are_counted_by_classes_fonts_and_weights():
     assert images.dtype == torch.uint8
     assert images.shape == (36, 1, 48, 48)
     assert torch.bincount(labels).tolist() == [9, 9, 18]  # 3 fonts x 3 weights; C is drawn in both cases
+    everything = torch.bincount(glyphs.draw_masters()[1]).tolist()
+    merged = [c in "CIJKLMOPSUVWXYZ" for c in glyphs.ALL_CLASSES]
+    assert everything == [120 if both else 60 for both in merged]
 
 
 def test_labels_follow_the_order_of_the_classes_asked_for():

@@ -37,9 +37,10 @@ def test_classification_logs_the_accuracy(linear):
     assert classification()(linear, (x, torch.tensor([0, 1, 2, 2])))["accuracy"] == 0.75
 
 
-def test_a_label_that_does_not_fit_the_head_names_both():
-    batch = torch.zeros(4, 5), torch.tensor([0, 21, 3, 9])
-    with pytest.raises(ValueError, match=r"from 0 to 21, but the head has 10 outputs.*attach a head of the right size"):
+@pytest.mark.parametrize(("label", "span"), [(21, "0 to 21"), (10, "0 to 10"), (-1, "-1 to 9")])
+def test_a_label_that_does_not_fit_the_head_names_both(label, span):
+    batch = torch.zeros(4, 5), torch.tensor([0, label, 3, 9])
+    with pytest.raises(ValueError, match=rf"from {span}, but the head has 10 outputs.*attach a head of the right size"):
         classification()(nn.Linear(5, 10), batch)
 
 

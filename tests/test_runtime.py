@@ -90,6 +90,14 @@ def test_autocast_multiplies_in_the_type_it_is_given():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
+def test_a_nested_batch_is_moved_whole_and_counted_by_its_first_tensor():
+    batch = {"views": [torch.zeros(3, 2), torch.ones(3)], "pair": (torch.zeros(3), {"y": torch.ones(3)})}
+    moved = runtime.to_device(batch, torch.device("meta"))
+    tensors = [*moved["views"], moved["pair"][0], moved["pair"][1]["y"]]
+    assert [t.device.type for t in tensors] == ["meta"] * 4
+    assert runtime.batch_size(batch) == runtime.batch_size(torch.zeros(3, 9)) == 3
+
+
 def test_the_cache_folder_is_the_users_choice_or_lies_in_the_home_folder(monkeypatch, tmp_path):
     assert runtime.cache_dir() == tmp_path / "cache"
     monkeypatch.setenv("TLHELPERS_CACHE", "~/elsewhere")

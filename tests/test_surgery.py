@@ -53,12 +53,25 @@ def test_a_body_frozen_in_the_middle_of_training_stops_at_once(make):
     assert "norm.running_mean" in differing(before, model.body)
 
 
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_gradient_from_before_the_freeze_is_not_applied_after_it(make):
+    model, part = toy_model(), toy_part()
+    optimizer = make(model.parameters())
+    contrary(model, (part.x, part.y))["loss"].backward()
+    surgery.freeze(model.body)
+    before = weights_of(model)
+    optimizer.step()
+    assert differing(before, model) == ["head.weight", "head.bias"]
+
+
 def test_frozen_dropout_and_batchnorm_act_as_in_eval_mode():
     body = toy_model().body
     x = torch.randn(5, 4)
     body.norm.running_mean.normal_()
     expected = body.eval()(x)
+    body.train()
     surgery.freeze(body)
+    assert not any(part.training for part in body.modules())
     body.train()
     assert torch.equal(body(x), expected)
     assert not any(part.training for part in body.modules())

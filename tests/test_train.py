@@ -192,8 +192,7 @@ def test_a_model_without_trainable_parameters_is_refused():
 def test_evaluation_averages_over_examples_not_batches():
     model, part = toy_model(), toy_part(10)
     measured = evaluate(model, TensorLoader(part, 4, device=CPU), device=CPU)
-    model.eval()
-    logits = model(part.x)
+    logits = model.eval()(part.x).detach()
     assert measured["loss"] == pytest.approx(float(F.cross_entropy(logits, part.y)), abs=1e-6)
     assert measured["accuracy"] == pytest.approx(float((logits.argmax(1) == part.y).float().mean()))
     assert evaluate(model, TensorLoader(part, 3, device=CPU), classification(), device=CPU) == pytest.approx(measured)

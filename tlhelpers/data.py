@@ -1,8 +1,9 @@
 """Labelled data: parts and splits, few-shot subsets, and batches from data resident on the device."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
@@ -128,7 +129,8 @@ class Jitter:
         place: 1 puts a reduced image anywhere on the canvas, 0 always in the middle.
         shear: horizontal slant, uniform in +-shear.
         bend: standard deviation of a smooth random displacement (elastic distortion, Simard 2003).
-        coarse: half of the batch is reduced to some size between the two, in pixels, and enlarged again.
+        coarse: the first half of the batch is reduced to some size between the two, in pixels, and
+            enlarged again; so hand over examples in random order.
         fade: up to this much ink is taken away.
         noise: standard deviation of pixel noise.
     """
@@ -251,6 +253,34 @@ class TensorLoader:
             return torch.arange(wanted, device=self.device) % n
         visits = [torch.randperm(n, generator=generator, device=self.device) for _ in range(math.ceil(wanted / n))]
         return torch.cat(visits)[:wanted]
+
+
+class JointLoader:
+    """Batches {task: (x, y)} for objectives over several tasks or domains; each cycles through its own loader.
+
+    Every pass starts all loaders anew, and a short one again and again within it.
+
+    Args:
+        loaders: per task, anything with a length that yields batches.
+        steps: batches per pass; as many as the longest loader has when None.
+
+    Raises:
+        ValueError: no loader, an empty one, or steps below 1.
+    """
+
+    def __init__(self, loaders: dict[str, Iterable], *, steps: int | None = None) -> None:
+        batches = {task: len(loader) for task, loader in loaders.items()}
+        if not batches or 0 in batches.values() or (steps is not None and steps < 1):
+            raise ValueError(f"loaders of {batches} batches and steps={steps}: give at least one, with 1 or more each")
+        self.loaders, self.steps = loaders, steps
+
+    def __len__(self) -> int:
+        return self.steps or max(len(loader) for loader in self.loaders.values())
+
+    def __iter__(self) -> Iterator[dict]:
+        streams = {task: chain.from_iterable(repeat(loader)) for task, loader in self.loaders.items()}
+        for _ in range(len(self)):
+            yield {task: next(stream) for task, stream in streams.items()}
 
 
 def make_loaders(

@@ -40,6 +40,8 @@ def _glyphs(classes: tuple[str, ...]) -> Splits:
         generator = torch.Generator().manual_seed(seed)
         x, y = draw_masters(classes, fonts=fonts)
         rows = torch.cat([_draw_rows(y == label, per_class, generator) for label in range(len(classes))])
+        # Jitter blurs the first half of what it gets: in order of class, that would mark the classes.
+        rows = rows[torch.randperm(len(rows), generator=generator)]
         images = GLYPH_JITTER(x[rows], generator)
         parts.append(Part(f"glyphs/{split}", images, y[rows], classes, torch.arange(len(rows))))
     return Splits(*parts)

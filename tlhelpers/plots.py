@@ -192,3 +192,18 @@ def plot_embedding(ax: Axes, points: Mapping[str, np.ndarray], *, title: str = "
         f"{name} around ({np.mean(xy, axis=0)[0]:.1f}, {np.mean(xy, axis=0)[1]:.1f})" for name, xy in points.items()
     )
     return f"{title or 'point clouds'}: {centres}."
+
+
+def plot_scatter(ax: Axes, points: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str) -> str:
+    """One letter per name at the means of x and y, each over seeds [S]; standard errors both ways, key at the right."""
+    said = []
+    for i, (name, (x, y)) in enumerate(points.items()):
+        (mean_x, error_x), (mean_y, error_y) = mean_and_error(x), mean_and_error(y)
+        ax.errorbar(mean_x, mean_y, xerr=error_x, yerr=error_y, color="0.65", linewidth=1, capsize=2, zorder=1)
+        letter = f"${chr(ord('A') + i)}$"
+        ax.plot(mean_x, mean_y, linestyle="none", marker=letter, markersize=9, color=COLOURS[i % 7], label=name)
+        said.append(f"{name} ({mean_x:.3g}, {mean_y:.3g})")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return f"{ylabel} against {xlabel}, as (x, y): " + "; ".join(said) + "."

@@ -1,4 +1,4 @@
-"""Record the label curve: `python -m tlhelpers.recipes.few_shot` (about half an hour on one CPU core).
+"""Record the label curve: `python -m tlhelpers.recipes.few_shot` (about three quarters of an hour on one CPU core).
 
 The three ways to use few labels that are too slow to repeat at every seed inside a page: training
 from scratch, fine-tuning, and fine-tuning from the linear probe (LP-FT).  Settings are chosen on
@@ -8,8 +8,8 @@ per run.  Pages import these same functions, run one seed live and compare it wi
 
 import itertools
 import json
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ RECORD = ASSETS / "recorded" / "label_curve.json"
 LABELS = (1, 2, 5, 10, 20, 50)  # per class
 SEEDS = {1: 20, 2: 10, 5: 10, 10: 5, 20: 5, 50: 5}  # the fewer labels, the more the draw matters
 TUNING_SEEDS = (1000, 1001, 1002)
-TUNING_LABELS = (1, 5)
+MANY = 10  # labels per class from which the settings tuned with many labels are used
 
 
 def train_head_and_body(
@@ -108,50 +108,84 @@ def accuracy(model: nn.Module, part: Part, transform: Normalize) -> float:
     return evaluate(model, TensorLoader(part, 256, transform=transform))["accuracy"]
 
 
-def choose(run: Callable[..., nn.Module], grid: dict[str, tuple], digits: Splits, transform: Normalize) -> dict:
-    """The setting of `grid` with the best mean validation accuracy over tuning seeds, and the whole table."""
+def choose(
+    run: Callable[..., nn.Module], grid: dict[str, tuple], labels: tuple[int, ...], digits: Splits, transform: Normalize
+) -> dict:
+    """The setting of `grid` with the best mean validation accuracy over tuning seeds, and the whole table.
+
+    Args:
+        run: `(train, seed=..., **setting) -> model`.
+        labels: numbers of labels per class to average over.
+    """
     table = []
     for values in itertools.product(*grid.values()):
         setting = dict(zip(grid, values, strict=True))
         scores = [
             accuracy(run(few_shot(digits.train, n, seed=seed), seed=seed, **setting), digits.validation, transform)
-            for n in TUNING_LABELS
+            for n in labels
             for seed in TUNING_SEEDS
         ]
-        table.append({"setting": setting, "validation_accuracy": sum(scores) / len(scores)})
+        table.append({"setting": setting, "validation_accuracy": round(sum(scores) / len(scores), 4)})
         print(table[-1], flush=True)
     best = max(table, key=lambda row: row["validation_accuracy"])
     return {"chosen": best["setting"], "table": table}
 
 
+def methods() -> dict[str, tuple[Callable[..., nn.Module], dict[str, tuple], dict[str, tuple]]]:
+    """Per method: how to run it, and what to choose from with few and with many labels.
+
+    With many labels the pretrained network may take as many steps as the one from scratch.
+    """
+    backbone, letters = load_backbone("glyphs-all"), load_backbone("glyphs-letters")
+
+    def scratch(train: Part, *, jitter: str, **setting: float) -> nn.Module:
+        return from_scratch(train, backbone.transform, jitter=JITTERS[jitter], **setting)
+
+    rates = {"lr": (3e-3, 1e-2, 3e-2), "body_scale": (0.03, 0.1, 0.3)}
+    longer = {"lr": (1e-2,), "body_scale": (0.03, 0.3), "steps": (60, 400)}
+    jitters = tuple(JITTERS)
+    return {
+        "scratch": (scratch, {"lr": (1e-3, 3e-3, 1e-2), "jitter": jitters}, {"lr": (3e-3, 1e-2), "jitter": jitters}),
+        "fine-tuned": (partial(fine_tuned, backbone), rates, longer),
+        "fine-tuned letters": (partial(fine_tuned, letters), rates, longer),
+        "LP-FT": (
+            partial(probed_then_tuned, backbone),
+            {"lr": (3e-4, 1e-3, 3e-3)},
+            {"lr": (1e-3, 3e-3), "steps": (60, 400)},
+        ),
+    }
+
+
+def score(
+    run: Callable[..., nn.Module], setting: dict, labels: int, digits: Splits, transform: Normalize
+) -> list[float]:
+    """Test accuracies over the seeds of one number of labels per class."""
+    draws = [few_shot(digits.train, labels, seed=seed) for seed in range(SEEDS[labels])]
+    models = (run(draw, seed=seed, **setting) for seed, draw in enumerate(draws))
+    return [round(accuracy(model, digits.test, transform), 4) for model in models]
+
+
 def record(path: Path) -> None:
     """Tune on validation, then score every method, label budget and seed once on the test part."""
-    digits, backbone, letters = load_dataset("digits"), load_backbone("glyphs-all"), load_backbone("glyphs-letters")
-    transform = backbone.transform
-    rates = {"lr": (3e-3, 1e-2, 3e-2), "body_scale": (0.03, 0.1, 0.3)}
-    methods = {
-        "scratch": (
-            lambda few, **setting: from_scratch(few, transform, **with_jitter(setting)),
-            {"lr": (1e-3, 3e-3, 1e-2), "jitter": tuple(JITTERS)},
-        ),
-        "fine-tuned": (lambda few, **setting: fine_tuned(backbone, few, **setting), rates),
-        "fine-tuned letters": (lambda few, **setting: fine_tuned(letters, few, **setting), rates),
-        "LP-FT": (lambda few, **setting: probed_then_tuned(backbone, few, **setting), {"lr": (3e-4, 1e-3, 3e-3)}),
+    digits, transform = load_dataset("digits"), load_backbone("glyphs-all").transform
+    tuning, tuning_many, runs = {}, {}, {}
+    for name, (run, few_grid, many_grid) in methods().items():
+        tuning[name] = choose(run, few_grid, (1, 5), digits, transform)
+        tuning_many[name] = choose(run, many_grid, (20,), digits, transform)
+        settings = {n: (tuning if n < MANY else tuning_many)[name]["chosen"] for n in LABELS}
+        runs[name] = {n: score(run, settings[n], n, digits, transform) for n in LABELS}
+        print(name, runs[name], flush=True)
+    write(path, runs, tuning, tuning_many)
+
+
+def write(path: Path, runs: dict, tuning: dict, tuning_many: dict) -> None:
+    """Write the record; `tuning` holds for fewer than MANY labels per class, `tuning_many` from there on."""
+    facts = {
+        "what": "test accuracy by method, labels per class and seed",
+        "runs": runs,
+        "tuning": tuning,
+        "tuning_many": tuning_many,
     }
-    tuning, runs = {}, {}
-    for name, (run, grid) in methods.items():
-        tuning[name] = choose(run, grid, digits, transform)
-        setting = tuning[name]["chosen"]
-        runs[name] = {}
-        for n in LABELS:
-            began = time.process_time()
-            runs[name][n] = [
-                round(accuracy(run(few_shot(digits.train, n, seed=s), seed=s, **setting), digits.test, transform), 4)
-                for s in range(SEEDS[n])
-            ]
-            seconds = (time.process_time() - began) / SEEDS[n]
-            print(name, n, runs[name][n], f"{seconds:.1f} CPU s each", flush=True)
-    facts = {"what": "test accuracy by method, labels per class and seed", "runs": runs, "tuning": tuning}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(facts | provenance("python -m tlhelpers.recipes.few_shot"), indent=1) + "\n", "utf-8")
 

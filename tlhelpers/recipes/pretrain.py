@@ -26,6 +26,7 @@ from tlhelpers.train import evaluate, fit, warmup_cosine
 
 SEEDS = (0, 1, 2)
 STEPS, BATCH, PASSES = 1500, 128, 10  # 192,000 images, looked at in 10 rounds of 150 steps
+TRANSFORM = Normalize(mean=0.1569, std=0.26)  # of printed characters' pixels, as measured once
 SOURCES = {"glyphs-all": "glyphs", "glyphs-letters": "glyph-letters", "glyphs-random": "glyphs"}
 
 
@@ -91,16 +92,14 @@ def measure(model: nn.Sequential, splits: Splits, digits: Splits, transform: Nor
 def make(name: str, folder: Path, *, steps: int = STEPS) -> dict:
     """Train, measure and write one body; returns its card."""
     splits, digits = load_dataset(SOURCES[name]), load_dataset("digits")
-    pixels = load_dataset("glyphs").train.x
-    transform = Normalize(round(float(pixels.mean()), 4), round(float(pixels.std()), 4))
     runs = []
     for seed in SEEDS:
         if name == "glyphs-random":
-            model = random_control(splits, transform, seed=seed)
+            model = random_control(splits, TRANSFORM, seed=seed)
         else:
-            model = pretrain(splits, transform, seed=seed, steps=steps)
+            model = pretrain(splits, TRANSFORM, seed=seed, steps=steps)
         weights = save(_halved(model))  # before `measure`, which rounds the model
-        runs.append({"seed": seed, **measure(model, splits, digits, transform)})
+        runs.append({"seed": seed, **measure(model, splits, digits, TRANSFORM)})
         print(name, runs[-1], flush=True)
         if seed == SEEDS[0]:
             (folder / f"{name}.safetensors").write_bytes(weights)
@@ -112,8 +111,8 @@ def make(name: str, folder: Path, *, steps: int = STEPS) -> dict:
         else f"GlyphNet pretrained on {len(splits.classes)} printed characters",
         "data": f"{SOURCES[name]}: drawn from the fonts of matplotlib, licences of the fonts permit it",
         "classes": list(splits.classes),
-        "mean": transform.mean,
-        "std": transform.std,
+        "mean": TRANSFORM.mean,
+        "std": TRANSFORM.std,
         "sha256": digest,
         "shipped_seed": SEEDS[0],
         "budget": "none" if "random" in name else f"{steps} steps of {BATCH} images",

@@ -1,0 +1,71 @@
+"""Every question of every page: its solution passes, its wrong answers are answered, its stub is not judged."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tlhelpers import exercises
+from tlhelpers.checks import Question
+
+PAGES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__) if module.name.startswith("page_"))
+
+
+def questions_of(page: str) -> list[tuple[str, Question]]:
+    module: ModuleType = importlib.import_module(f"tlhelpers.exercises.{page}")
+    return [(f"{page}.{name}", q) for name, q in vars(module).items() if isinstance(q, Question)]
+
+
+QUESTIONS = [pair for page in PAGES for pair in questions_of(page)]
+by_name = pytest.mark.parametrize("q", [q for _, q in QUESTIONS], ids=[name for name, _ in QUESTIONS])
+
+
+def answer_in(text: str) -> Any:
+    """What a cell with this text leaves under the name `answer`."""
+    cell = {"torch": torch, "np": np, "__name__": "__main__"}
+    exec(text, cell)
+    return cell["answer"]
+
+
+def test_there_are_pages_and_each_asks_three_questions():
+    assert PAGES
+    assert {page: len(questions_of(page)) for page in PAGES} == dict.fromkeys(PAGES, 3)
+
+
+@by_name
+def test_the_solution_is_right(q):
+    assert q.verdict(answer_in(q.solution_text)) == "\N{CHECK MARK} Right."
+
+
+@pytest.mark.parametrize(
+    ("q", "text", "words"),
+    [pytest.param(q, *wrong, id=f"{name}-{i}") for name, q in QUESTIONS for i, wrong in enumerate(q.wrong)],
+)
+def test_a_typical_wrong_answer_is_told_what_is_wrong_with_it(q, text, words):
+    verdict = q.verdict(answer_in(text))
+    assert verdict.startswith("\N{MULTIPLICATION X} Not yet: ")
+    assert words in verdict
+
+
+@by_name
+def test_an_untouched_stub_is_not_judged(q):
+    def stub(x): ...
+
+    assert all(q.verdict(untouched).startswith("Not attempted") for untouched in (..., None, stub))
+
+
+@by_name
+def test_an_answer_of_a_wrong_kind_is_explained_in_words(q):
+    for nonsense in ("nonsense", object(), [1, "two"], lambda: 1 / 0):
+        assert q.verdict(nonsense).startswith("\N{MULTIPLICATION X} Not yet: ")
+
+
+@by_name
+def test_hints_are_sentences_and_none_is_the_solution(q):
+    assert q.text.endswith((".", "?"))
+    assert len(set(q.hints)) == len(q.hints)
+    assert q.solution_text not in q.hints

@@ -1,0 +1,125 @@
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tlhelpers import plots
+
+RUNS = [np.array([0.2, 0.4]), np.array([0.5, 0.7, 0.9])]
+HISTORY = [
+    {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "validation_loss": 2.5},
+    {"epoch": 2, "lr": 0.1, "train_loss": 0.25, "validation_loss": 1.5},
+]
+# Every plot function with a small input, and the words that its text must hold.
+DRAWINGS = {
+    "show_images": (
+        lambda axes: plots.show_images(axes, np.random.rand(3, 1, 8, 8), ["a", "b", "a"]),
+        ["3 images: a, b."],
+    ),
+    "plot_label_curve": (
+        lambda axes: plots.plot_label_curve(axes[0], [1, 10], {"probe": RUNS, "scratch": RUNS[::-1]}, chance=0.1),
+        ["1, 10 labels", "probe 30, 70 %", "scratch 70, 30 %"],
+    ),
+    "plot_sweep": (
+        lambda axes: plots.plot_sweep(
+            axes[0], ["one", "two"], {"a": [[1, 2], [3, 5]], "b": [[0, 0], [1, 1]]}, xlabel="layer", ylabel="score"
+        ),
+        ["score against layer", "a one: 2, two: 3.5", "b one: 0.5, two: 0.5"],
+    ),
+    "plot_bars": (
+        lambda axes: plots.plot_bars(axes[0], {"probe": RUNS[0], "scratch": RUNS[1]}, ylabel="accuracy"),
+        ["accuracy: probe 0.3 +/- 0.1", "scratch 0.7 +/- 0.12"],
+    ),
+    "plot_history": (
+        lambda axes: plots.plot_history(axes[0], HISTORY),
+        ["2 epochs", "train from 2 to 0.25", "validation from 2.5 to 1.5"],
+    ),
+    "plot_confusion": (
+        lambda axes: plots.plot_confusion(axes[0], [0, 0, 0, 1], [0, 0, 1, 1], ["cat", "dog"]),
+        ["75.0% on the diagonal", "cat called dog in 33 %"],
+    ),
+    "plot_scatter": (
+        lambda axes: plots.plot_scatter(
+            axes[0], {"probe": (RUNS[0], RUNS[1]), "scratch": (RUNS[1], [0, 1])}, xlabel="score", ylabel="accuracy"
+        ),
+        ["accuracy against score", "probe (0.3, 0.7)", "scratch (0.7, 0.5)"],
+    ),
+    "plot_embedding": (
+        lambda axes: plots.plot_embedding(axes[0], {"source": [[0, 0], [2, 4]]}, title="features"),
+        ["features: source around (1.0, 2.0)"],
+    ),
+}
+
+
+@pytest.fixture
+def axes():
+    return Figure().subplots(1, 3)
+
+
+def test_every_plot_function_is_tried_here():
+    public = {name for name in vars(plots) if name.startswith(("plot_", "show_"))}
+    assert public == set(DRAWINGS)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_plot_draws_without_warnings_and_says_its_means(name, axes):
+    draw, words = DRAWINGS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alt = draw(axes)
+        FigureCanvasAgg(axes[0].figure).draw()
+    assert axes[0].has_data()
+    assert [word for word in words if word not in alt] == []
+
+
+def test_more_curves_than_colours_still_draw(axes):
+    curves = {f"method {i}": RUNS for i in range(9)}
+    assert plots.plot_label_curve(axes[0], [1, 10], curves).count("30, 70 %") == 9
+
+
+def test_mean_and_standard_error_are_numpys():
+    values = np.random.rand(5, 3)
+    mean, error = plots.mean_and_error(values)
+    assert np.allclose(mean, values.mean(0))
+    assert np.allclose(error, np.sqrt(values.var(0, ddof=1) / 5))
+    assert plots.mean_and_error([1.0, 3.0]) == (2.0, 1.0)
+
+
+def test_the_bars_and_their_whiskers_stand_where_numpy_says(axes):
+    plots.plot_bars(axes[0], {"probe": RUNS[1]}, ylabel="accuracy")
+    (bar,) = axes[0].patches
+    assert bar.get_height() == pytest.approx(0.7)
+    whisker = axes[0].collections[0].get_segments()[0][:, 1]
+    error = 0.2 / np.sqrt(3)
+    assert whisker == pytest.approx([0.7 - error, 0.7 + error])
+
+
+def test_the_confusion_matrix_is_in_per_cent_of_the_true_class(axes):
+    plots.plot_confusion(axes[0], [0, 0, 0, 1], [0, 0, 1, 1], ["cat", "dog"])
+    assert np.allclose(axes[0].images[0].get_array(), [[200 / 3, 100 / 3], [0, 100]])
+
+
+def test_one_seed_has_no_standard_error():
+    with pytest.raises(ValueError, match=r"1 seed\(s\) have no standard error; give at least 2"):
+        plots.mean_and_error([0.5])
+
+
+def test_images_that_do_not_fit_are_refused(axes):
+    with pytest.raises(ValueError, match="4 images do not fit on 3 axes"):
+        plots.show_images(axes, np.zeros((4, 8, 8)))
+
+
+def test_a_history_without_the_value_says_what_it_has(axes):
+    with pytest.raises(ValueError, match=r"holds no train_accuracy; it has \['epoch', 'lr', 'train_loss'"):
+        plots.plot_history(axes[0], HISTORY, value="accuracy")
+
+
+def test_showing_a_figure_prints_its_words_and_closes_it(capsys):
+    plt.switch_backend("Agg")
+    fig = plt.figure()
+    plots.show(fig, "a line that rises")
+    assert "In words: a line that rises" in capsys.readouterr().out
+    assert not plt.fignum_exists(fig.number)

@@ -1,0 +1,46 @@
+import ipywidgets
+import pytest
+
+from tlhelpers import widgets
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed, instead of displaying it."""
+    things = []
+    monkeypatch.setattr(widgets, "display", things.append)
+    return things
+
+
+def sliders_in(box):
+    return [child for child in box.children if isinstance(child, ipywidgets.SelectionSlider)]
+
+
+def test_the_function_is_drawn_at_once_and_again_at_every_move(shown):
+    calls = []
+    widgets.explore(lambda **values: calls.append(values), labels_per_class=[1, 5, 20], method=("probe", "scratch"))
+    labels, method = sliders_in(shown[0])
+    assert calls == [{"labels_per_class": 1, "method": "probe"}]
+    labels.value = 20
+    method.value = "scratch"
+    assert calls[1:] == [
+        {"labels_per_class": 20, "method": "probe"},
+        {"labels_per_class": 20, "method": "scratch"},
+    ]
+    labels.value = 20
+    assert len(calls) == 3
+
+
+def test_sliders_offer_the_choices_in_order_under_a_readable_name(shown):
+    widgets.explore(lambda **_: None, labels_per_class=[20, 1, 5])
+    (slider,) = sliders_in(shown[0])
+    assert slider.options == (("20", 20), ("1", 1), ("5", 5))
+    assert slider.description == "labels per class"
+    assert "tl-labels-per-class" in slider._dom_classes
+
+
+def test_an_argument_without_values_is_named_before_anything_is_drawn(shown):
+    calls = []
+    with pytest.raises(ValueError, match="method has no values to choose from"):
+        widgets.explore(lambda **values: calls.append(values), labels=[1], method=[])
+    assert calls == shown == []

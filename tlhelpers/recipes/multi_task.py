@@ -1,0 +1,181 @@
+"""Record the experiments of page 05: `python -m tlhelpers.recipes.multi_task` (about MINUTES minutes on one CPU core).
+
+A small network from random weights, printed digits as the source task, 2 labels per class of
+handwriting as the target task.  Recorded: the sweep of lambda in L_S + lambda * L_T with one shared
+head and with two, other sources (negative transfer), learnt weights and PCGrad, and pretraining
+followed by tuning.  Settings are chosen on the validation part with draws of labels that are not
+used afterwards.  Page 05 imports these same functions and repeats single runs live.
+"""
+
+import itertools
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tlhelpers.alignment import project_conflicting
+from tlhelpers.backbones import ASSETS, Normalize
+from tlhelpers.data import JointLoader, Part, TensorLoader, few_shot
+from tlhelpers.datasets import TARGET_JITTER, load_dataset
+from tlhelpers.objectives import Objective, classification, multitask, uncertainty_weighted
+from tlhelpers.recipes import provenance
+from tlhelpers.recipes.few_shot import TUNING_SEEDS
+from tlhelpers.runtime import seed_everything
+from tlhelpers.train import evaluate, fit, warmup_cosine
+
+RECORD = ASSETS / "recorded" / "multi_task.json"
+LABELS = 2  # per class of handwriting
+SEEDS = range(10)
+STEPS = 150  # joint steps: as many batches of 32 from each task
+LAMBDAS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, math.inf)  # infinity: the target alone
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+TRANSFORM = Normalize(0.2, 0.3)  # about the mean and spread of the pixels of both tasks
+WIDTHS = (12, 24, 48)
+
+
+class SmallBody(nn.Sequential):
+    """[N, 1, 32, 32] -> [N, 48]: three convolutions that each halve the image, then the mean over places."""
+
+    def __init__(self) -> None:
+        layers = []
+        for inputs, outputs in itertools.pairwise((1, *WIDTHS)):
+            layers += [nn.Conv2d(inputs, outputs, 5, 2, padding=2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def new_model(classes: dict[str, int], *, shared_head: bool) -> nn.Module:
+    """A body, and per task a linear head; a shared head is one module under all names."""
+    model = nn.Module()
+    model.body = SmallBody()
+    heads = {task: nn.Linear(WIDTHS[-1], n) for task, n in reversed(classes.items())}
+    model.heads = nn.ModuleDict({task: heads["target"] if shared_head else heads[task] for task in classes})
+    return model
+
+
+def weights_for(lam: float) -> dict[str, float]:
+    """The weights 1 and lambda divided by their sum: the same minimum, and steps of comparable size."""
+    if math.isinf(lam):
+        return {"source": 0.0, "target": 1.0}
+    return {"source": 1 / (1 + lam), "target": lam / (1 + lam)}
+
+
+def joint_loader(source: Part, target: Part, *, seed: int, steps: int = STEPS) -> JointLoader:
+    """Batches of 32 from each task, drawn and bent at random."""
+    parts = {"source": source, "target": target}
+    loaders = {
+        task: TensorLoader(part, 32, shuffle=True, steps=steps, augment=TARGET_JITTER, transform=TRANSFORM, seed=seed)
+        for task, part in parts.items()
+    }
+    return JointLoader(loaders)
+
+
+def jointly(
+    source: Part,
+    target: Part,
+    *,
+    seed: int,
+    lam: float = 1.0,
+    lr: float = 1e-2,
+    steps: int = STEPS,
+    shared_head: bool = True,
+    objective: Objective | None = None,
+) -> nn.Module:
+    """A new model trained on both tasks: L_S + lambda * L_T, unless another objective is given."""
+    seed_everything(seed)
+    sizes = {"source": len(source.classes), "target": len(target.classes)}
+    model = new_model(sizes, shared_head=shared_head)
+    train(model, joint_loader(source, target, seed=seed, steps=steps), objective or multitask(weights_for(lam)), lr=lr)
+    return model
+
+
+def train(
+    model: nn.Module, loader: JointLoader, objective: Objective, *, lr: float, more: tuple[Tensor, ...] = ()
+) -> None:
+    """AdamW, warm-up and cosine, one pass; `more` are parameters of the objective."""
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters())}], lr=lr, weight_decay=0.02)
+    if more:
+        optimizer.add_param_group({"params": list(more), "weight_decay": 0.0})
+    fit(model, (loader, None), objective, optimizer, epochs=1, schedule=warmup_cosine())
+
+
+def in_sequence(source: Part, target: Part, *, seed: int, lr: float, source_lr: float) -> nn.Module:
+    """Pretrain on the source, then tune on the target, all weights: as many batches as STEPS joint steps."""
+    model = jointly(source, target, seed=seed, lam=0.0, lr=source_lr)
+    train(model, joint_loader(source, target, seed=seed), multitask(weights_for(math.inf)), lr=lr)
+    return model
+
+
+def learnt_weights(source: Part, target: Part, *, seed: int, lr: float) -> nn.Module:
+    """Uncertainty weighting; its two scalars learn at the rate of the network."""
+    seed_everything(seed)
+    model = new_model({"source": len(source.classes), "target": len(target.classes)}, shared_head=True)
+    scalars = nn.ParameterDict({task: torch.zeros(()) for task in ("source", "target")})
+    train(
+        model,
+        joint_loader(source, target, seed=seed),
+        uncertainty_weighted(scalars),
+        lr=lr,
+        more=tuple(scalars.parameters()),
+    )
+    return model
+
+
+def task_gradients(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
+    """Gradients of L_S and L_T by all weights of the model, flattened: two vectors [P]."""
+    parameters = list(model.parameters())
+    gradients = []
+    for task, pair in batch.items():
+        loss = classification()(nn.Sequential(OrderedDict(body=model.body, head=model.heads[task])), pair)["loss"]
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)  # the other task's own head: none
+        found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        gradients.append(torch.cat([g.flatten() for g in found]))
+    return gradients[0], gradients[1]
+
+
+def pcgrad(model: nn.Module, batch: dict) -> dict[str, Tensor]:
+    """An objective whose gradient is that of PCGrad; its value means nothing."""
+    g = sum(project_conflicting(*task_gradients(model, batch)))
+    weights = torch.cat([p.flatten() for p in model.parameters()])
+    return {"loss": (weights * g).sum() / 2}  # halved like weights_for(1)
+
+
+def accuracies(model: nn.Module, parts: dict[str, Part]) -> dict[str, float]:
+    """Accuracy on each part through the head of its task: parts are called "source...", "target..."."""
+    found = {}
+    for name, part in parts.items():
+        path = nn.Sequential(model.body, model.heads[name.split()[0]])
+        found[name] = round(evaluate(path, TensorLoader(part, 300, transform=TRANSFORM))["accuracy"], 4)
+    return found
+
+
+def turned_over(part: Part) -> Part:
+    """Upside down: a half turn, which makes a 6 of a 9."""
+    return part.mapped(lambda images: images.flip((2, 3)))
+
+
+def mirrored(part: Part) -> Part:
+    """Left and right exchanged."""
+    return part.mapped(lambda images: images.flip(3))
+
+
+def relabelled(part: Part) -> Part:
+    """Every digit y called 9 - y."""
+    return replace(part, y=9 - part.y)
+
+
+def gratings(per_class: int = 100) -> Part:
+    """Stripes in ten directions; the class is the direction."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(10).repeat(per_class)
+    angle = math.pi * (y + 0.8 * torch.rand(len(y), generator=generator) - 0.4) / 10
+    grid = torch.linspace(-1, 1, 32)
+    along = angle.cos()[:, None, None] * grid + angle.sin()[:, None, None] * grid[:, None]
+    frequency, phase = (torch.rand(2, len(y), 1, 1, generator=generator) * torch.tensor([8, 6.3])[:, None, None, None])
+    x = torch.sin((8 + frequency) * along + phase).clamp(0, 1).unsqueeze(1)  # [N, 1, 32, 32]
+    return Part("gratings", x, y, tuple("0123456789"), torch.arange(len(y)))
