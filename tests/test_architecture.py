@@ -13,11 +13,11 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
     if path != ROOT / "__init__.py"
 }
-LEAVES = {"runtime", "surgery", "objectives", "transferability", "glyphs", "plots", "checks"}
+LEAVES = {"augment", "runtime", "surgery", "objectives", "transferability", "glyphs", "plots", "checks"}
 MAY_IMPORT = {name: set() for name in LEAVES} | {
     "backbones": {"runtime"},
     "data": {"runtime"},
-    "datasets": {"data", "glyphs"},
+    "datasets": {"augment", "data", "glyphs"},
     "train": {"runtime", "surgery"},
     "features": {"backbones", "data", "runtime"},
     "alignment": {"objectives", "transferability"},

@@ -52,6 +52,13 @@ def test_every_class_of_printed_characters_has_its_share_of_each_part(name, clas
         assert torch.bincount(part.y).tolist() == [share] * len(classes)
 
 
+def test_printed_characters_are_in_random_order_because_jitter_blurs_the_first_half():
+    train = load_dataset("glyph-digits").train
+    in_first_half = torch.bincount(train.y[: len(train) // 2], minlength=10)
+    assert in_first_half.min() > 30
+    assert in_first_half.max() < 70
+
+
 def test_letters_and_digits_have_no_class_in_common():
     assert not set(LETTER_CLASSES) & set(load_dataset("glyph-digits").classes)
     assert set(LETTER_CLASSES) < set(ALL_CLASSES)

@@ -32,6 +32,12 @@ def test_a_later_pass_is_shuffled_anew_and_two_loaders_of_one_seed_agree():
     assert all(torch.equal(a, b) for a, b in zip(passes[0] + passes[1], passes[2] + passes[3], strict=True))
 
 
+def test_a_short_loader_is_shuffled_anew_each_time_it_starts_again():
+    batches = [batch["few"] for batch in JointLoader({"few": loader(12, 12, shuffle=True)}, steps=2)]
+    assert not torch.equal(batches[0][0], batches[1][0])
+    assert torch.equal(batches[0][0].sort(0).values, batches[1][0].sort(0).values)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

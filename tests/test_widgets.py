@@ -37,6 +37,7 @@ def test_sliders_offer_the_choices_in_order_under_a_readable_name(shown):
     assert slider.options == (("20", 20), ("1", 1), ("5", 5))
     assert slider.description == "labels per class"
     assert "tl-labels-per-class" in slider._dom_classes
+    assert not slider.continuous_update  # draw when the slider is let go, not on the way
 
 
 def test_an_argument_without_values_is_named_before_anything_is_drawn(shown):

@@ -7,8 +7,10 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     surgery          edit a model: heads, freezing, learning rates per part
     backbones        named pretrained bodies
     objectives       what is optimised, one factory per method
+    alignment        objectives against a shift of domain
     transferability  how far apart two domains are, from features
     data             parts, splits, few-shot subsets, batches resident on the device
+    augment          random variation of whole batches of images
     glyphs           printed characters, drawn from matplotlib's fonts
     datasets         named data sets
     train            the loop

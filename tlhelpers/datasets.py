@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tlhelpers.data import Jitter, Part, Splits
+from tlhelpers.augment import Jitter
+from tlhelpers.data import Part, Splits
 from tlhelpers.glyphs import ALL_CLASSES, FONTS, LETTER_CLASSES, draw_masters
 
 # How printed characters are bent, moved and worn, in pretraining and in the held-out parts alike.

@@ -24,7 +24,11 @@ q1 = question(
         "Draw two vectors in the plane and stretch one axis: does the angle between them stay?",
     ],
     solution='answer = "b"  # standardising undoes the scaling; angles between raw features do not survive it',
-    wrong=[("answer = 'a'", "changes angles"), ("answer = 'c'", "standardises"), ("answer = 'd'", "none of the choices")],
+    wrong=[
+        ("answer = 'a'", "changes angles"),
+        ("answer = 'c'", "standardises"),
+        ("answer = 'd'", "none of the choices"),
+    ],
 )
 
 

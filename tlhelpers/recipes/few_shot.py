@@ -17,8 +17,9 @@ from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from tlhelpers.augment import Jitter
 from tlhelpers.backbones import ASSETS, Backbone, GlyphNet, Normalize, load_backbone
-from tlhelpers.data import Jitter, Part, Splits, TensorLoader, few_shot, make_loaders
+from tlhelpers.data import Part, Splits, TensorLoader, few_shot, make_loaders
 from tlhelpers.datasets import DIGIT_PLACEMENT, TARGET_JITTER, crop_to_ink, load_dataset
 from tlhelpers.features import extract_features, linear_probe
 from tlhelpers.objectives import classification

@@ -25,29 +25,26 @@ from tlhelpers.runtime import seed_everything
 from tlhelpers.train import evaluate, fit, warmup_cosine
 
 SEEDS = (0, 1, 2)
-STEPS, BATCH, PASSES = 1500, 128, 10  # 192,000 images, looked at in 10 rounds of 150 steps
+STEPS, BATCH, PASSES = 1500, 128, 10  # 192,000 images, in 10 passes of 150 steps
 TRANSFORM = Normalize(mean=0.1569, std=0.26)  # of printed characters' pixels, as measured once
 SOURCES = {"glyphs-all": "glyphs", "glyphs-letters": "glyph-letters", "glyphs-random": "glyphs"}
 
 
 def pretrain(splits: Splits, transform: Normalize, *, seed: int, steps: int = STEPS) -> nn.Sequential:
-    """A body and head trained on the characters of `splits.classes`; best round by validation loss."""
+    """A body and head trained on the characters of `splits.classes`; the weights of the last step."""
     seed_everything(seed)
     model = _new_model(len(splits.classes))
-    loaders = (
-        TensorLoader(
-            glyph_masters(splits.classes),
-            BATCH,
-            shuffle=True,
-            steps=steps // PASSES,
-            augment=GLYPH_JITTER,
-            transform=transform,
-            seed=seed,
-        ),
-        TensorLoader(splits.validation, 256, transform=transform),
+    loader = TensorLoader(
+        glyph_masters(splits.classes),
+        BATCH,
+        shuffle=True,
+        steps=steps // PASSES,
+        augment=GLYPH_JITTER,
+        transform=transform,
+        seed=seed,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
-    fit(model, loaders, classification(), optimizer, epochs=PASSES, schedule=warmup_cosine(), clip_norm=1.0)
+    fit(model, (loader, None), classification(), optimizer, epochs=PASSES, schedule=warmup_cosine(), clip_norm=1.0)
     return model
 
 
