@@ -220,3 +220,11 @@ def test_a_crash_while_saving_leaves_nothing_behind(fails, error, tmp_path, monk
     with pytest.raises(type(error)):
         cached_features(toy_backbone(), toy_images(), folder=tmp_path / "deep" / "folder")
     assert list((tmp_path / "deep" / "folder").iterdir()) == []
+
+
+def test_a_layer_that_does_not_run_once_per_pass_is_refused():
+    backbone = toy_backbone()
+    backbone.module.idle = nn.Identity()
+    backbone.module.forward = lambda x: backbone.module.pool(backbone.module.conv(x))
+    with pytest.raises(ValueError, match="layer 'idle' runs 0 times per pass; take one that runs once"):
+        extract_features(backbone, toy_images(), layer="idle")

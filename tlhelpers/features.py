@@ -67,7 +67,8 @@ def extract_features(
             a feature map [N, D, H, W]; the body's own output when None.
 
     Raises:
-        ValueError: no such submodule, or an output that is neither [N, D] nor [N, D, H, W].
+        ValueError: no such submodule, one that does not run exactly once per pass, or an output that
+            is neither [N, D] nor [N, D, H, W].
     """
     device = device or pick_device()
     module = backbone.module.to(device).eval()
@@ -76,7 +77,12 @@ def extract_features(
     try:
         with torch.inference_mode():
             for x in part.x.split(batch_size):
+                before = len(caught)
                 module(backbone.transform(x.to(device)))
+                if len(caught) != before + 1:
+                    raise ValueError(
+                        f"layer {layer!r} runs {len(caught) - before} times per pass; take one that runs once"
+                    )
                 caught[-1] = _flat(caught[-1]).float().cpu()
     finally:
         hook.remove()

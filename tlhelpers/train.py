@@ -65,34 +65,36 @@ def fit(
     rates = Rates(optimizer, schedule, epochs * len(train_loader))
     history: list[dict] = []
     best, best_weights = math.inf, None
-    for epoch in tqdm(range(1, epochs + 1), desc="fit", unit="epoch", delay=2, leave=False):
-        began = time.perf_counter()
-        train = train_one_epoch(
-            model,
-            train_loader,
-            objective,
-            optimizer,
-            rates=rates,
-            scaler=scaler,
-            clip_norm=clip_norm,
-            device=device,
-            epoch=epoch,
-        )
-        record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **_prefixed("train", train)}
-        if validation_loader is not None:
-            record |= _prefixed("validation", evaluate(model, validation_loader, objective, device=device))
-            score = _score(record, monitor)
-            if score < best:
-                best, best_epoch = score, epoch
-                best_weights = copy.deepcopy(model.state_dict())
-        history.append(record | {"seconds": time.perf_counter() - began})
-        if on_epoch is not None:
-            on_epoch(history[-1])
-        if best_weights is not None and patience is not None and epoch - best_epoch >= patience:
-            break
+    try:
+        for epoch in tqdm(range(1, epochs + 1), desc="fit", unit="epoch", delay=2, leave=False):
+            began = time.perf_counter()
+            train = train_one_epoch(
+                model,
+                train_loader,
+                objective,
+                optimizer,
+                rates=rates,
+                scaler=scaler,
+                clip_norm=clip_norm,
+                device=device,
+                epoch=epoch,
+            )
+            record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **_prefixed("train", train)}
+            if validation_loader is not None:
+                record |= _prefixed("validation", evaluate(model, validation_loader, objective, device=device))
+                score = _score(record, monitor)
+                if score < best:
+                    best, best_epoch = score, epoch
+                    best_weights = copy.deepcopy(model.state_dict())
+            history.append(record | {"seconds": time.perf_counter() - began})
+            if on_epoch is not None:
+                on_epoch(history[-1])
+            if best_weights is not None and patience is not None and epoch - best_epoch >= patience:
+                break
+    finally:
+        rates.restore()
     if best_weights is not None:
         model.load_state_dict(best_weights)
-    rates.restore()
     model.eval()
     return history
 
