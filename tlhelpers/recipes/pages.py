@@ -73,7 +73,7 @@ def page_table(pages: list[Path]) -> str:
         facts = nbformat.read(path, as_version=4).metadata["tlcourse"]
         objectives = "; ".join(facts["objectives"])
         rows.append(
-            f"| [{facts['page']} {facts['title']}](notebooks/{path.name}) | {objectives} | {facts['seconds']} |"
+            f"| [{facts['page']} {facts['title']}](notebooks/{path.name}) | {objectives} | {facts.get('seconds', '-')} |"
         )
     return "\n".join(rows)
 
