@@ -22,7 +22,7 @@ from tlhelpers.backbones import ASSETS, Backbone, GlyphNet, Normalize, load_back
 from tlhelpers.data import Part, Splits, TensorLoader, few_shot, make_loaders
 from tlhelpers.datasets import DIGIT_PLACEMENT, TARGET_JITTER, crop_to_ink, load_dataset
 from tlhelpers.features import extract_features, linear_probe
-from tlhelpers.objectives import classification
+from tlhelpers.objectives import classification, l2_sp
 from tlhelpers.recipes import provenance
 from tlhelpers.runtime import seed_everything
 from tlhelpers.surgery import attach_head, param_groups
@@ -35,22 +35,27 @@ TUNING_SEEDS = (1000, 1001, 1002)
 MANY = 10  # labels per class from which the settings tuned with many labels are used
 
 
-def train_head_and_body(
+def train_small(
     model: nn.Sequential,
     train: Part,
     transform: Normalize,
     *,
+    groups: list[dict],
     seed: int,
     steps: int,
-    lr: float,
-    body_scale: float = 1.0,
     jitter: Jitter = TARGET_JITTER,
+    alpha: float = 0.0,
 ) -> nn.Sequential:
-    """The recipe behind every small training run of the course: AdamW, warm-up and cosine, batches of 32."""
+    """The recipe behind every small training run of the course: AdamW, warm-up and cosine, batches of 32.
+
+    Args:
+        groups: of parameters, from `param_groups`.
+        alpha: strength of L2-SP, which takes the place of weight decay; none when 0.
+    """
     loaders = make_loaders(train, batch_size=32, steps=steps, augment=jitter, transform=transform, seed=seed)
-    groups = param_groups(model.body, model.head, lr=lr, body_scale=body_scale)
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
-    fit(model, loaders, classification(), optimizer, epochs=1, schedule=warmup_cosine(), clip_norm=1.0)
+    objective = l2_sp(classification(), model.body, alpha=alpha) if alpha else classification()
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0 if alpha else 0.02)
+    fit(model, loaders, objective, optimizer, epochs=1, schedule=warmup_cosine(), clip_norm=1.0)
     return model
 
 
@@ -61,7 +66,8 @@ def from_scratch(
     seed_everything(seed)
     blank = Backbone("untrained", GlyphNet(), GlyphNet.feature_dim, transform, None, (), {})
     model = attach_head(blank, len(train.classes))
-    return train_head_and_body(model, train, transform, seed=seed, steps=steps, lr=lr, jitter=jitter)
+    groups = param_groups(model.body, model.head, lr=lr, body_scale=1.0)
+    return train_small(model, train, transform, groups=groups, seed=seed, steps=steps, jitter=jitter)
 
 
 def fine_tuned(
@@ -70,7 +76,8 @@ def fine_tuned(
     """Pretrained body, new random head, everything trained; the body at `lr * body_scale`."""
     seed_everything(seed)
     model = attach_head(backbone, len(train.classes))
-    return train_head_and_body(model, train, backbone.transform, seed=seed, steps=steps, lr=lr, body_scale=body_scale)
+    groups = param_groups(model.body, model.head, lr=lr, body_scale=body_scale)
+    return train_small(model, train, backbone.transform, groups=groups, seed=seed, steps=steps)
 
 
 def probed_then_tuned(
@@ -85,7 +92,8 @@ def probed_then_tuned(
         head.weight.copy_(probe.weight)
         head.bias.copy_(probe.bias)
     model = attach_head(backbone, head)
-    return train_head_and_body(model, train, backbone.transform, seed=seed, steps=steps, lr=lr, body_scale=body_scale)
+    groups = param_groups(model.body, model.head, lr=lr, body_scale=body_scale)
+    return train_small(model, train, backbone.transform, groups=groups, seed=seed, steps=steps)
 
 
 def pixel_svm(train: Part, validation: Part, test: Part, *, crop: bool) -> float:

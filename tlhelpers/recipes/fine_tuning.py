@@ -13,18 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from tlhelpers.backbones import ASSETS, Backbone, GlyphNet, Normalize, load_backbone
-from tlhelpers.data import Part, Splits, few_shot, make_loaders
-from tlhelpers.datasets import TARGET_JITTER, load_dataset
-from tlhelpers.objectives import classification, l2_sp
+from tlhelpers.backbones import ASSETS, Backbone, GlyphNet, load_backbone
+from tlhelpers.data import Part, Splits, few_shot
+from tlhelpers.datasets import load_dataset
 from tlhelpers.recipes import provenance
-from tlhelpers.recipes.few_shot import TUNING_SEEDS, accuracy
+from tlhelpers.recipes.few_shot import TUNING_SEEDS, accuracy, train_small
 from tlhelpers.runtime import seed_everything
 from tlhelpers.surgery import attach_head, freeze, param_groups
-from tlhelpers.train import fit, warmup_cosine
 
 RECORD = ASSETS / "recorded" / "fine_tuning.json"
 STAGES = ("stem", "block1", "block2", "block3", "block4")  # the parts of GlyphNet that have parameters
@@ -65,7 +62,7 @@ def adapted(
     for name in STAGES[:frozen]:
         freeze(model.body.get_submodule(name))
     groups = param_groups(model.body, model.head, lr=lr, body_scale=body_scale, layer_decay=layer_decay)
-    return _train(model, train, backbone.transform, groups, seed=seed, steps=steps, alpha=alpha)
+    return train_small(model, train, backbone.transform, groups=groups, seed=seed, steps=steps, alpha=alpha)
 
 
 def partly_transferred(
@@ -93,25 +90,7 @@ def partly_transferred(
             freeze(part)
     elif keep:
         groups.append({"params": [p for part in old for p in part.parameters()], "lr": lr * body_scale})
-    return _train(model, train, backbone.transform, groups, seed=seed, steps=steps)
-
-
-def _train(
-    model: nn.Sequential,
-    train: Part,
-    transform: Normalize,
-    groups: list[dict],
-    *,
-    seed: int,
-    steps: int,
-    alpha: float = 0.0,
-) -> nn.Sequential:
-    """`few_shot.train_head_and_body` for any groups of parameters, and with L2-SP when alpha is not 0."""
-    loaders = make_loaders(train, batch_size=32, steps=steps, augment=TARGET_JITTER, transform=transform, seed=seed)
-    objective = l2_sp(classification(), model.body, alpha=alpha) if alpha else classification()
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0 if alpha else 0.02)
-    fit(model, loaders, objective, optimizer, epochs=1, schedule=warmup_cosine(), clip_norm=1.0)
-    return model
+    return train_small(model, train, backbone.transform, groups=groups, seed=seed, steps=steps)
 
 
 def drift_per_stage(body: nn.Module, start: nn.Module) -> dict[str, float]:
