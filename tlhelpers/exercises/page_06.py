@@ -113,7 +113,7 @@ q3 = question(
 #     rough = tiny_cnn()
 #     rough.load_state_dict(with_rounded_weights(student, bits)[0])
 #     print(bits, (answers(rough, digits.test, body) == before).float().mean())
-answer = 4  # or 3, where your student lies close to the line
+answer = 3  # 4 passes too: on another machine the student may lie the other side of the line
 """,
     wrong=[("answer = 8", "hardly change"), ("answer = 2", "most answers change"), ("answer = 0.9", "one of 8")],
 )

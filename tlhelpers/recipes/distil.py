@@ -37,7 +37,7 @@ GRIDS = {  # what is chosen on validation; the student without a teacher gets th
     "pseudo-labels": {"lr": RATES, "jitter": ("bend",)},
     "soft targets": {"lr": RATES, "jitter": ("bend",)},
 }
-BETAS = {"FitNets": 1.0, "attention": 1000.0}  # fixed beforehand; the second is that of its authors' code
+BETAS = {"FitNets": 1.0, "attention": 1000.0}  # fixed beforehand, not tuned
 LAYERS = ("body.block3", "body.block3")  # of student and teacher: [N, 32, 4, 4] and [N, 64, 4, 4]
 
 
