@@ -121,6 +121,24 @@ def _documented_stub() -> None:
     ...
 
 
+def choice(right: str, **replies: str) -> Callable[[Any], str | None]:
+    """The judge of a question with lettered choices.
+
+    Args:
+        right: the letter of the right choice.
+        replies: why each of the other letters is wrong.
+    """
+    letters = sorted([right, *replies])
+
+    def judge(answer: Any) -> str | None:
+        letter = str(answer).strip().lower().strip("().")
+        if letter == right:
+            return None
+        return replies.get(letter, f"{answer!r} is none of the choices {', '.join(letters)}")
+
+    return judge
+
+
 def near(value: Any, expected: float, tolerance: float) -> bool:
     """Is `value` a number (also a NumPy or torch one) within `tolerance` of `expected`?
 

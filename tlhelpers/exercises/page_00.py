@@ -2,23 +2,15 @@
 
 import torch
 
-from tlhelpers.checks import near, question
-
-
-def _judge_prediction(answer) -> str | None:
-    replies = {
-        "a": "one label per class is where the pretrained body helps most; look at the left end of the figure",
-        "c": "at 20 labels per class and more, the baseline that sees only pixels has caught up",
-    }
-    answer = str(answer).strip().lower()
-    if answer == "b":
-        return None
-    return replies.get(answer, f"{answer!r} is none of the choices 'a', 'b' and 'c'")
-
+from tlhelpers.checks import choice, near, question
 
 q1 = question(
     "Where in the label curve is the gain from transfer largest?",
-    _judge_prediction,
+    choice(
+        "b",
+        a="one label per class is where the pretrained body helps most; look at the left end of the figure",
+        c="at 20 labels per class and more, the baseline that sees only pixels has caught up",
+    ),
     hints=[
         "Compare the two lines of the first figure at their left and at their right end.",
         "What falls as labels grow?",

@@ -2,23 +2,15 @@
 
 import torch
 
-from tlhelpers.checks import near, question
-
-
-def _judge_prediction(answer) -> str | None:
-    replies = {
-        "b": "the classifier of domains profits from every 5 to 9: such an image is from the source for certain",
-        "c": "the fonts and the rule from image to label are those of the source, so each digit is read as before",
-    }
-    answer = str(answer).strip().lower().strip("().")
-    if answer == "a":
-        return None
-    return replies.get(answer, f"{answer!r} is none of the choices 'a', 'b' and 'c'")
-
+from tlhelpers.checks import choice, near, question
 
 q1 = question(
     "A target holds only the digits 0 to 4 of the source: what are the A-distance and the accuracy lost?",
-    _judge_prediction,
+    choice(
+        "a",
+        b="the classifier of domains profits from every 5 to 9: such an image is from the source for certain",
+        c="the fonts and the rule from image to label are those of the source, so each digit is read as before",
+    ),
     hints=[
         "P(X) also says how often each kind of image occurs.",
         "What should a classifier of domains answer when it sees a printed 7?",

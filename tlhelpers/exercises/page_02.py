@@ -2,23 +2,15 @@
 
 import torch
 
-from tlhelpers.checks import near, question
-
-
-def _judge_scaling(answer) -> str | None:
-    replies = {
-        "a": "k-NN compares angles, and stretching some features more than others changes angles",
-        "c": "linear_probe standardises first: z_j and a_j z_j become the same number",
-    }
-    answer = str(answer).strip().lower().strip("().")
-    if answer == "b":
-        return None
-    return replies.get(answer, f"{answer!r} is none of the choices 'a', 'b' and 'c'")
-
+from tlhelpers.checks import choice, near, question
 
 q1 = question(
     "Every feature is multiplied by a positive number of its own: whose predictions can change?",
-    _judge_scaling,
+    choice(
+        "b",
+        a="k-NN compares angles, and stretching some features more than others changes angles",
+        c="linear_probe standardises first: z_j and a_j z_j become the same number",
+    ),
     hints=[
         "What does linear_probe do to the features before it fits?",
         "Draw two vectors in the plane and stretch one axis: does the angle between them stay?",

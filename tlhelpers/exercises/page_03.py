@@ -4,24 +4,16 @@ import torch
 from torch import nn
 
 from tlhelpers.backbones import GlyphNet
-from tlhelpers.checks import near, question
+from tlhelpers.checks import choice, near, question
 from tlhelpers.surgery import freeze
-
-
-def _judge_strong_pull(answer) -> str | None:
-    replies = {
-        "a": "the pull of L2-SP grows with alpha; plain fine-tuning is the other end, alpha = 0",
-        "b": "training from scratch starts at random weights; L2-SP pulls towards the pretrained ones",
-    }
-    answer = str(answer).strip().lower()
-    if answer == "c":
-        return None
-    return replies.get(answer, f"{answer!r} is none of the choices 'a', 'b' and 'c'")
-
 
 q1 = question(
     "What does L2-SP become when alpha grows without limit?",
-    _judge_strong_pull,
+    choice(
+        "c",
+        a="the pull of L2-SP grows with alpha; plain fine-tuning is the other end, alpha = 0",
+        b="training from scratch starts at random weights; L2-SP pulls towards the pretrained ones",
+    ),
     hints=[
         "With a huge alpha, which weights of the body minimise the objective?",
         "The head has no starting point: it is not pulled.",

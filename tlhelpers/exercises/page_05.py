@@ -2,23 +2,15 @@
 
 import torch
 
-from tlhelpers.checks import near, question
-
-
-def _judge_sums(answer) -> str | None:
-    replies = {
-        "a": "that would need as many target images as source images: a sum over 20 is far shorter than one over 1,000",
-        "c": "that is upside down: the sum over the 1,000 source images is the long one, so the target counts for less",
-    }
-    answer = str(answer).strip().lower().strip("().")
-    if answer == "b":
-        return None
-    return replies.get(answer, f"{answer!r} is none of the choices 'a', 'b' and 'c'")
-
+from tlhelpers.checks import choice, near, question
 
 q1 = question(
     "Sums over 1,000 source and 20 target images, lambda = 1: which lambda of the sweep, with means, is that?",
-    _judge_sums,
+    choice(
+        "b",
+        a="that would need as many target images as source images: a sum over 20 is far shorter",
+        c="that is upside down: the sum over 1,000 source images is the long one",
+    ),
     hints=[
         "A sum over n examples is n times their mean.",
         "1000 L_S + 20 L_T = 1000 (L_S + ? L_T), with means L_S and L_T.",

@@ -3,23 +3,15 @@
 import torch
 from torch.nn import functional as F
 
-from tlhelpers.checks import near, question
-
-
-def _judge_prediction(answer) -> str | None:
-    replies = {
-        "b": "the answers of both become equal, but T^2 enlarges what is left of their difference",
-        "c": "that is the other end: for T near 0 only the largest logit counts",
-    }
-    answer = str(answer).strip().lower().strip("().")
-    if answer == "a":
-        return None
-    return replies.get(answer, f"{answer!r} is none of the choices 'a', 'b' and 'c'")
-
+from tlhelpers.checks import choice, near, question
 
 q1 = question(
     "What does a student learn at a very high temperature, where all softened answers are nearly equal?",
-    _judge_prediction,
+    choice(
+        "a",
+        b="the answers of both become equal, but T^2 enlarges what is left of their difference",
+        c="that is the other end: for T near 0 only the largest logit counts",
+    ),
     hints=[
         "Look at the gradient for large T: it does not vanish once T^2 is there.",
         "It is (z - t) / C with both centred; where is it zero?",
