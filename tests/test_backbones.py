@@ -11,13 +11,24 @@ from torch.nn import functional as F
 from toys import CPU
 
 from tlhelpers import backbones
-from tlhelpers.backbones import ASSETS, BACKBONES, GlyphNet, Normalize, ResidualBlock, load_backbone
+from tlhelpers.backbones import (
+    ASSETS,
+    BACKBONES,
+    CUTS,
+    SHIPPED,
+    GlyphNet,
+    Normalize,
+    ResidualBlock,
+    cut_off,
+    load_backbone,
+    photo_weights,
+)
 from tlhelpers.data import TensorLoader
 from tlhelpers.datasets import load_dataset
 from tlhelpers.recipes.pretrain import SOURCES
 from tlhelpers.train import evaluate
 
-NAMES = list(BACKBONES)
+NAMES = list(SHIPPED)
 
 
 @pytest.fixture(params=NAMES)
@@ -145,3 +156,66 @@ def test_normalisation_has_a_closed_form_and_says_its_numbers():
     normalize = Normalize(0.25, 0.5)
     assert torch.equal(normalize(torch.tensor([0.25, 0.75], device=CPU)), torch.tensor([0.0, 1.0]))
     assert repr(normalize) == "Normalize(mean=0.25, std=0.5)"
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_every_torchvision_body_gives_the_features_that_its_table_says(name):
+    from torchvision.models import get_model
+
+    cut = CUTS[name]
+    with torch.device("meta"):  # shapes without weights or work
+        net = get_model(cut.network, weights=None, **({"init_weights": False} if "inception" in name else {})).eval()
+        head = cut_off(net, cut)
+        size = photo_weights(name)[0].transforms().crop_size[0]
+        features = net(torch.empty(2, 3, size, size))
+        assert features.shape == (2, cut.feature_dim)
+        if head is not None:
+            assert head(features).shape == (2, 1000)
+
+
+@pytest.fixture
+def own_squeezenet(tmp_path, monkeypatch):
+    """SqueezeNet with random weights where torchvision would have put the real ones."""
+    from torchvision.models import squeezenet1_0
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    net = squeezenet1_0().eval()
+    path = tmp_path / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth"
+    path.parent.mkdir(parents=True)
+    torch.save(net.state_dict(), path)
+    return net
+
+
+def test_a_torchvision_body_gives_what_its_network_gives_before_the_classifier(own_squeezenet):
+    body = load_backbone("squeezenet1_0", image_size=64)
+    x = body.transform(torch.rand(3, 3, 80, 100))
+    assert x.shape == (3, 3, 64, 64)
+    with torch.inference_mode():
+        expected = own_squeezenet.features(x).mean(dim=(2, 3))
+        assert torch.allclose(body.module(x), expected, atol=1e-6)
+    assert not body.module.training and len(body.classes) == 1000
+
+
+class _Trap:
+    def __reduce__(self):
+        return (print, ("a pickle was executed",))
+
+
+def test_weights_that_hold_code_are_refused(own_squeezenet, tmp_path, capsys):
+    torch.save({"features.0.weight": _Trap()}, tmp_path / "hub" / "checkpoints" / "squeezenet1_0-b66bff10.pth")
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
+        load_backbone("squeezenet1_0")
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_missing_weights_are_announced_with_size_and_licence_before_they_are_fetched(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(OSError, match="offline"):
+        load_backbone("resnet50")
+    assert "resnet50: 98 MB from https://download.pytorch.org" in (out := capsys.readouterr().out) and "BSD" in out
+
+
+def test_an_image_size_is_for_photographs_only():
+    with pytest.raises(ValueError, match="image_size=64"):
+        load_backbone("glyphs-all", image_size=64)
+    assert {*SHIPPED, *CUTS} < set(BACKBONES)

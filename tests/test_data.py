@@ -4,7 +4,8 @@ import pytest
 import torch
 from toys import CPU, toy_part
 
-from tlhelpers.data import Part, Splits, TensorLoader, few_shot, make_loaders
+from tlhelpers.data import Part, Splits, TensorLoader, as_float, check_dataset, few_shot, make_loaders
+from tlhelpers.datasets import load_dataset
 
 
 def labelled(y, classes=3, n=None):
@@ -151,3 +152,34 @@ def test_the_pair_of_loaders_shuffles_and_augments_for_training_only():
     assert len(learning) == 5
     assert torch.equal(torch.cat([x for x, _ in checking]), -part.x)
     assert make_loaders(part)[1] is None
+
+
+def test_bytes_become_fractions_and_everything_else_stays():
+    assert as_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [0, 1]
+    x = torch.rand(2)
+    assert as_float(x) is x
+    part = replace(labelled([0, 1, 2]), x=torch.full((3, 1, 2, 2), 255, dtype=torch.uint8))
+    assert float(next(iter(TensorLoader(part, device=CPU)))[0].max()) == 1
+
+
+def test_a_clean_data_set_raises_no_suspicion(capsys):
+    assert check_dataset(load_dataset("digits")) == []
+    assert "chance" in (out := capsys.readouterr().out) and "nothing suspicious" in out
+
+
+def test_the_usual_disasters_are_named(capsys):
+    digits = load_dataset("digits")
+    ones = digits.validation.take((digits.validation.y == 1).nonzero().flatten())
+    blank = replace(digits.test, x=torch.zeros_like(digits.test.x))
+    leaky = digits.train.take(torch.arange(50))
+    found = "\n".join(
+        check_dataset(Splits(digits.train, ones, blank)) + check_dataset(Splits(digits.train, ones, leaky))
+    )
+    for words in (
+        "validation has no example of 0",
+        "one class only",
+        "test: all inputs are equal",
+        "50 inputs of test",
+    ):
+        assert words in found
+    assert "! " in capsys.readouterr().out

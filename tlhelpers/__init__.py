@@ -8,16 +8,25 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     backbones        named pretrained bodies
     objectives       what is optimised, one factory per method
     alignment        objectives against a shift of domain
+    pseudo_labels    target features that label themselves: prototypes, k-means, self-training
     transferability  how far apart two domains are, from features
     data             parts, splits, few-shot subsets, batches resident on the device
+    downloads        files from the network, resumed and checked
     augment          random variation of whole batches of images
     glyphs           printed characters, drawn from matplotlib's fonts
+    text             tokens, pooling and layers of a pretrained transformer
+    messages         labelled texts
+    folders          a folder of image files per class
+    photos           CIFAR-10, MNIST, EMNIST
     datasets         named data sets
     train            the loop
     features         run a frozen body once; probes
     plots            figures that also say themselves in words
     widgets          interactive versions of plain functions
+    diagnose         checks that find silent mistakes in a training program
     checks           claims and exercises
+    doctor           can the course run on this machine?
+    cli              `python -m tlhelpers doctor | prefetch`
     exercises/       the questions of each page
     recipes/         the scripts that made the shipped weights and recorded results
     assets/          what they made, each with a card

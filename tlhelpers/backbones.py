@@ -1,7 +1,8 @@
 """Pretrained bodies by name: the part of a network that is carried from one task to the next.
 
 The shipped ones are `GlyphNet`, a small residual network (He et al. 2016, arXiv:1512.03385) made by
-`tlhelpers/recipes/pretrain.py`; each has a card, a JSON file beside the weights.
+`tlhelpers/recipes/pretrain.py`; each has a card, a JSON file beside the weights.  Those for photographs
+are torchvision's, downloaded at first use.
 """
 
 import difflib
@@ -15,6 +16,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from tlhelpers.downloads import Remote, fetch
+from tlhelpers.runtime import torch_home
 
 ASSETS = Path(__file__).parent / "assets"
 WIDTHS = (16, 32, 64, 96)  # channels of the four blocks; 0.2 M parameters in all
@@ -121,24 +125,117 @@ def _load_glyph_net(name: str) -> Backbone:
     return Backbone(name, model.body, GlyphNet.feature_dim, transform, model.head, classes, card)
 
 
-BACKBONES: dict[str, Callable[[str], Backbone]] = {
-    "glyphs-all": _load_glyph_net,
-    "glyphs-letters": _load_glyph_net,
-    "glyphs-random": _load_glyph_net,
+@dataclass(frozen=True)
+class Cut:
+    """How a torchvision network becomes a body.
+
+    Attributes:
+        network: its name in torchvision.
+        instead: what takes the place of which child, by name.  The first one is the classifier.
+        feature_dim: D of what comes out then.
+    """
+
+    network: str
+    instead: dict[str, Callable[[], nn.Module]]
+    feature_dim: int
+
+
+def _pool() -> nn.Module:
+    return nn.AdaptiveAvgPool2d(1)  # the networks flatten what follows themselves
+
+
+# Cut by name: `children()` would lose what a network does between its children in `forward`.
+CUTS = {
+    "resnet18": Cut("resnet18", {"fc": nn.Identity}, 512),
+    "resnet50": Cut("resnet50", {"fc": nn.Identity}, 2048),
+    "densenet121": Cut("densenet121", {"classifier": nn.Identity}, 1024),
+    "inception_v3": Cut("inception_v3", {"fc": nn.Identity}, 2048),
+    "mobilenet_v3_small": Cut("mobilenet_v3_small", {"classifier": nn.Identity}, 576),
+    "squeezenet1_0": Cut("squeezenet1_0", {"classifier": _pool}, 512),
+    "vgg16": Cut("vgg16", {"classifier": nn.Identity, "avgpool": _pool}, 512),
+    "vgg16-flat": Cut("vgg16", {"classifier": nn.Identity}, 25_088),  # 512 x 7 x 7, as VGG's own head sees it
+    "vit_b_16": Cut("vit_b_16", {"heads": nn.Identity}, 768),
 }
 
 
-def load_backbone(name: str) -> Backbone:
+def cut_off(net: nn.Module, cut: Cut) -> nn.Module | None:
+    """Turn a network into a body, in place; returns its classifier if that takes what the body gives."""
+    head = getattr(net, next(iter(cut.instead)))
+    for child, module in cut.instead.items():
+        setattr(net, child, module())
+    if cut.network == "inception_v3":
+        net.aux_logits, net.AuxLogits = False, None  # in training it would return two outputs
+    return head if list(cut.instead.values()) == [nn.Identity] else None
+
+
+def photo_weights(name: str) -> tuple[object, Remote]:
+    """torchvision's default weights for a body of `CUTS`, and the file that holds them."""
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(CUTS[name].network).DEFAULT
+    file = weights.url.rsplit("/", 1)[-1]
+    digest = file.rsplit("-", 1)[-1].split(".")[0]  # torch's convention: NAME-SHA256.pth
+    licence = "BSD-3-Clause (torchvision), trained on ImageNet-1k (images for non-commercial research)"
+    return weights, Remote(weights.url, f"sha256:{digest}", licence=licence)
+
+
+def _load_photo_net(name: str, image_size: int | None) -> Backbone:
+    from torchvision.models import get_model
+
+    cut, (weights, remote) = CUTS[name], photo_weights(name)
+    path = torch_home() / "hub" / "checkpoints" / remote.name
+    if not path.exists():
+        print(f"{name}: {weights.meta['_file_size']:.0f} MB from {remote.url}; {remote.licence}")
+    state = torch.load(fetch(remote, path), map_location="cpu", weights_only=True)  # tensors, never code
+    own = {"transform_input": True, "init_weights": False} if cut.network == "inception_v3" else {}
+    net = get_model(cut.network, weights=None, **own)
+    net.load_state_dict(state)
+    head = cut_off(net, cut)
+    sizes = {"crop_size": image_size, "resize_size": image_size} if image_size else {}
+    card = {"name": name, "weights": str(weights), "file": str(path), "licence": remote.licence, "url": remote.url}
+    return Backbone(
+        name, net.eval(), cut.feature_dim, weights.transforms(**sizes), head, tuple(weights.meta["categories"]), card
+    )
+
+
+SHIPPED = ("glyphs-all", "glyphs-letters", "glyphs-random")
+TEXT_BODIES = ("minilm", "minilm-random")
+BACKBONES = (*SHIPPED, *CUTS, *TEXT_BODIES)
+
+
+def _load_text_body(name: str) -> Backbone:
+    from tlhelpers.text import CARRIER, SHA256, load_text_body, load_tokens
+
+    body = load_text_body(pretrained=name == "minilm")
+    card = {"name": name, "package": CARRIER, "sha256": SHA256, "licence": "Apache-2.0", "model": "all-MiniLM-L6-v2"}
+    if name != "minilm":
+        card = {"name": name, "data": "none: random weights, by torch's seed", "model": "the network of minilm"}
+    return Backbone(name, body, body.feature_dim, load_tokens(), None, (), card)
+
+
+def load_backbone(name: str, *, image_size: int | None = None) -> Backbone:
     """A pretrained body by name.
 
     Args:
         name: "glyphs-all" was pretrained on all 47 printed characters, "glyphs-letters" on the 22
-            letters that no one takes for a digit, "glyphs-random" on nothing (the control).
+            letters that no one takes for a digit, "glyphs-random" on nothing (the control).  The rest
+            are ImageNet bodies of torchvision, for images [N, 3, H, W] in [0, 1]; their size and
+            licence are printed before a download starts.  "minilm" is the sentence encoder
+            all-MiniLM-L6-v2, for token ids [N, L] that its transform makes of texts; "minilm-random"
+            is the same network from random weights.
+        image_size: for those, the side to which images are brought; the one that the weights were
+            trained with when None.  Smaller is faster and less accurate.
 
     Raises:
-        ValueError: no such body (the message names the nearest), or a damaged weights file.
+        ValueError: no such body (the message names the nearest), a damaged shipped file, or an image
+            size for a shipped body.
+        OSError: weights that are not there and cannot be downloaded.
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4) or list(BACKBONES)
         raise ValueError(f"no backbone called {name!r}; did you mean {' or '.join(map(repr, near))}?")
-    return BACKBONES[name](name)
+    if name in CUTS:
+        return _load_photo_net(name, image_size)
+    if image_size is not None:
+        raise ValueError(f"{name} takes its inputs as they are; leave out image_size={image_size}")
+    return _load_text_body(name) if name in TEXT_BODIES else _load_glyph_net(name)

@@ -1,5 +1,6 @@
-"""Labelled data: parts and splits, few-shot subsets, and batches from data resident on the device."""
+"""Labelled data: parts and splits, few-shot subsets, checks, and batches from data resident on the device."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,8 @@ class Part:
 
     Attributes:
         name: data set and split, such as "digits/train".
-        x: inputs [N, ...], for images [N, C, H, W] float32 in [0, 1] unless a transform changed that.
+        x: inputs [N, ...], for images [N, C, H, W] float32 in [0, 1] unless a transform changed that,
+            or uint8 for photographs, which loaders scale to [0, 1] batch by batch.
         y: labels int64 [N] in 0..len(classes)-1.
         classes: the names of the classes.
         indices: int64 [N], the rows of the data set that these are.
@@ -89,6 +91,35 @@ class Splits:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
+
+
+def as_float(x: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]; everything else as it is."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def check_dataset(splits: Splits) -> list[str]:
+    """Print classes, counts, chance level and ranges of a data set; return what is suspicious, in words."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    warnings, seen = [], {}
+    for split, part in parts.items():
+        n = len(part)
+        counts = torch.bincount(part.y, minlength=len(part.classes))
+        low, high = float(part.x.min()), float(part.x.max())
+        chance = int(counts.max()) / n
+        print(f"{split:<11}{n:>7,} x {list(part.x.shape[1:])}, values {low:.3g} to {high:.3g}, chance {chance:.1%}")
+        print(f"{'':<11}{', '.join(f'{name} {n}' for name, n in zip(part.classes, counts.tolist(), strict=True))}")
+        missing = [name for name, n in zip(part.classes, counts.tolist(), strict=True) if n == 0]
+        warnings += [f"{split} has no example of {', '.join(missing)}"] if missing else []
+        warnings += [f"{split} holds one class only: every classifier is right"] if chance == 1 else []
+        warnings += [f"{split}: all inputs are equal"] if low == high else []
+        hashes = [hashlib.sha256(row.numpy().tobytes()).digest() for row in part.x]
+        for other, earlier in seen.items():
+            shared = sum(digest in earlier for digest in hashes)
+            warnings += [f"{shared} inputs of {split} are in {other} too: the score will flatter"] if shared else []
+        seen[split] = set(hashes)
+    print("\n".join(f"! {warning}" for warning in warnings) or "nothing suspicious")
+    return warnings
 
 
 def few_shot(part: Part, labels_per_class: int, *, seed: int) -> Part:
@@ -164,7 +195,7 @@ class TensorLoader:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.epoch)
         self.epoch += 1
         for rows in self._order(generator).split(self.batch_size):
-            x, y = self.x[rows], self.y[rows]
+            x, y = as_float(self.x[rows]), self.y[rows]
             x = self.augment(x, generator) if self.augment else x
             yield (self.transform(x) if self.transform else x), y
 

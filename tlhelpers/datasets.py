@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch.nn import functional as F
 
 from tlhelpers.augment import Jitter
 from tlhelpers.data import Part, Splits
+from tlhelpers.folders import read_folder
 from tlhelpers.glyphs import ALL_CLASSES, FONTS, LETTER_CLASSES, draw_masters
+from tlhelpers.messages import load_messages, load_sst2, split_messages
+from tlhelpers.photos import PHOTOS
 
 # How printed characters are bent, moved and worn, in pretraining and in the held-out parts alike.
 GLYPH_JITTER = Jitter(degrees=15, scale=(0.6, 1.1), shear=0.3, bend=0.06, coarse=(9, 20), fade=0.4, noise=0.04)
@@ -88,25 +92,43 @@ DATASETS: dict[str, Callable[[], Splits]] = {
     "glyph-digits": lambda: _glyphs(tuple("0123456789")),
     "digits": _digits_by_writer,
     "digits-random-split": _digits_at_random,
+    **PHOTOS,
+    "intents": lambda: split_messages(load_messages()),
+    "sst2": load_sst2,
 }
 
 
-def load_dataset(name: str, *, transform: Callable[[Tensor], Tensor] | None = None) -> Splits:
+def load_dataset(
+    name: str,
+    *,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    image_size: int | None = None,
+    skip_unreadable: bool = False,
+) -> Splits:
     """A data set by name, split into train, validation and test.
 
     Args:
         name: a key of `DATASETS`.  "digits" is the target of the quick world: real handwriting
             (UCI optdigits, Alpaydin & Kaynak 1998, as shipped with scikit-learn), 900 / 300 / 597
-            images in blocks of writers.  "glyphs" is its source: printed characters.
-        transform: applied to all images [N, 1, 32, 32] of a part at once.
+            images in blocks of writers.  "glyphs" is its source: printed characters.  "cifar10",
+            "mnist" and "emnist-letters" are read from disk, or downloaded once.  "folder:PATH" are
+            your own images, a folder per class (`folders.read_folder`).  "intents" and "sst2" are texts
+            (`tlhelpers/messages.py`), as token ids [N, L].
+        transform: applied to all images [N, C, H, W] of a part at once.
+        image_size, skip_unreadable: of `folders.read_folder`, for "folder:PATH" only.
 
     Raises:
-        ValueError: no such data set; the message names the nearest ones.
+        ValueError: no such data set (the message names the nearest), or a folder that cannot be used.
+        OSError: files that are not there and cannot be downloaded.
     """
-    if name not in DATASETS:
+    if name.startswith("folder:"):
+        folder = Path(name.removeprefix("folder:")).expanduser()
+        splits = read_folder(folder, image_size=image_size, skip_unreadable=skip_unreadable)
+    elif name in DATASETS:
+        splits = DATASETS[name]()
+    else:
         near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.4) or list(DATASETS)
-        raise ValueError(f"no data set called {name!r}; did you mean {' or '.join(map(repr, near))}?")
-    splits = DATASETS[name]()
+        raise ValueError(f"no data set called {name!r}; did you mean {' or '.join(map(repr, near))}, or 'folder:PATH'?")
     if transform is None:
         return splits
     return Splits(*(part.mapped(transform) for part in (splits.train, splits.validation, splits.test)))

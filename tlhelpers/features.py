@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from tlhelpers.backbones import Backbone
-from tlhelpers.data import Part
+from tlhelpers.data import Part, as_float
 from tlhelpers.runtime import cache_dir, pick_device
 
 C_GRID = (0.01, 0.1, 1.0)  # inverse strengths of the L2 penalty that `linear_probe` chooses from
@@ -78,7 +78,7 @@ def extract_features(
         with torch.inference_mode():
             for x in part.x.split(batch_size):
                 before = len(caught)
-                module(backbone.transform(x.to(device)))
+                module(backbone.transform(as_float(x.to(device))))
                 if len(caught) != before + 1:
                     raise ValueError(
                         f"layer {layer!r} runs {len(caught) - before} times per pass; take one that runs once"

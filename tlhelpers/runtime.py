@@ -125,9 +125,20 @@ def batch_size(batch) -> int:
     return len(batch)
 
 
+def is_offline() -> bool:
+    """True when the learner or the ecosystem forbids downloads: one of these variables is set and not 0."""
+    names = ("TLHELPERS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off") for name in names)
+
+
 def cache_dir() -> Path:
     """`TLHELPERS_CACHE`, or `~/.cache/tlhelpers`.  The folder need not exist yet."""
     return Path(os.environ.get("TLHELPERS_CACHE") or Path.home() / ".cache" / "tlhelpers").expanduser()
+
+
+def torch_home() -> Path:
+    """`TORCH_HOME` as torch understands it: where torch and torchvision keep downloaded weights."""
+    return Path(torch.hub.get_dir()).parent
 
 
 def describe_machine() -> dict[str, str]:

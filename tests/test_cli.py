@@ -1,0 +1,109 @@
+"""`python -m tlhelpers`: the doctor and the prefetch."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tlhelpers import cli, doctor
+from tlhelpers.cli import main
+
+
+def test_the_doctor_finds_this_machine_ready(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\nok ") == len(doctor.CHECKS) - 1 and out.startswith("ok Python")
+    assert "This machine is ready" in out
+
+
+def test_a_failed_check_is_marked_explained_and_gives_exit_status_one(monkeypatch, capsys):
+    def broken() -> str:
+        raise RuntimeError("torch and torchvision do not match")
+
+    monkeypatch.setitem(doctor.CHECKS, "torch pair", broken)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "NO torch pair      torch and torchvision do not match" in out
+    assert f"1 of {len(doctor.CHECKS)} checks failed" in out
+
+
+@pytest.mark.parametrize(
+    ("check", "patch", "words"),
+    [
+        (doctor._memory, ("LEAST_GB", 1e6), "close other kernels"),
+        (doctor._disk, ("LEAST_GB", 1e6), "larger disk"),
+        (doctor._torch_pair, ("_run", lambda _code: (_ for _ in ()).throw(RuntimeError("no nms"))), "install both"),
+    ],
+)
+def test_what_is_missing_is_said_with_the_remedy(check, patch, words, monkeypatch):
+    monkeypatch.setattr(doctor, *patch)
+    with pytest.raises(RuntimeError, match=words):
+        check()
+
+
+def test_a_gpu_that_torch_does_not_see_is_a_finding(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: Tesla T4'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(doctor, "_run", lambda _code: "cpu")
+    with pytest.raises(RuntimeError, match=r"does not see GPU 0: Tesla T4.*driver"):
+        doctor._device()
+
+
+def test_the_doctor_speaks_even_when_torch_cannot_be_imported(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    code = "import sys; sys.argv[1:] = ['doctor']; import runpy; runpy.run_module('tlhelpers', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 1
+    assert "NO torch pair" in done.stdout and "libcudart" in done.stdout and "checks failed" in done.stdout
+
+
+@pytest.fixture
+def mnist_files(tmp_path, monkeypatch):
+    """Four files where MNIST's lie; the manifest does not read them."""
+    raw = tmp_path / "shared" / "torchvision" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    for name in names:
+        (raw / name).write_text(name)
+    monkeypatch.setattr(cli, "NEEDS", {"05": ("mnist",)})
+    for name in ("TLHELPERS_CACHE", "TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, "")  # restored after the test: prefetch sets them
+    return raw
+
+
+def test_prefetch_writes_a_manifest_and_a_second_run_verifies_it(mnist_files, tmp_path, capsys):
+    command = ["prefetch", "--pages", "05", "--to", str(tmp_path / "shared")]
+    assert main(command) == 0
+    manifest = json.loads((tmp_path / "shared" / "manifest.json").read_text())
+    assert len(manifest) == 4 and "torchvision/MNIST/raw/train-labels-idx1-ubyte" in manifest
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("ok mnist: 4 files") == 2
+    damaged = mnist_files / "train-labels-idx1-ubyte"
+    damaged.write_text("rot")
+    assert main(command) == 1
+    assert "is not what was fetched before" in capsys.readouterr().out and not damaged.exists()
+
+
+def test_prefetch_without_a_network_says_what_is_missing_and_goes_on(tmp_path, monkeypatch, capsys):
+    for name in ("TLHELPERS_CACHE", "TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, "")
+    assert main(["prefetch", "--to", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    wanted = {name for names in cli.NEEDS.values() for name in names}
+    assert out.count("NO ") == len(wanted) and all(f"NO {name}: " in out for name in wanted)
+
+
+def test_the_quick_profile_needs_nothing(capsys):
+    assert main(["prefetch", "--profile", "quick"]) == 0
+    assert "inside the package" in capsys.readouterr().out
+
+
+def test_a_page_that_is_no_number_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["prefetch", "--pages", "two"])
+    assert "two digits per page" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""`python -m tlhelpers doctor | prefetch`: is this machine ready, and what it lacks, fetched in advance.
+
+torch is imported inside the functions: the doctor must be able to speak when it is broken.
+"""
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+
+from tlhelpers.doctor import doctor
+
+# What the full profile of a page uses: bodies for photographs, data sets, models of the hub.
+NEEDS = {
+    "02": ("resnet50", "squeezenet1_0", "cifar10"),
+    "03": ("vgg16", "cifar10"),
+    "04": ("bert-base-uncased",),
+    "05": ("mnist", "emnist-letters"),
+    "06": ("resnet50", "cifar10"),
+}
+HUB = ("bert-base-uncased",)
+HUB_FILES = ["*.json", "*.txt", "model.safetensors"]  # never the pickled weights
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tlhelpers", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("doctor", help="check Python, packages, GPU, memory, disk, caches, network and kernels")
+    fill = commands.add_parser("prefetch", help="download what the full profile uses, to work offline later")
+    fill.add_argument("--pages", help="such as 02,03; all pages when left out")
+    fill.add_argument("--profile", choices=("quick", "full"), default="full", help="quick needs nothing")
+    fill.add_argument("--to", type=Path, metavar="DIR", help="one folder for everything, to be shared")
+    asked = parser.parse_args(arguments)
+    if asked.command == "doctor":
+        return doctor()
+    pages = asked.pages.split(",") if asked.pages else list(NEEDS)
+    if unknown := [page for page in pages if not re.fullmatch(r"\d\d", page)]:
+        parser.error(f"--pages {','.join(unknown)}: give two digits per page, such as 02,03")
+    return prefetch(pages if asked.profile == "full" else [], asked.to)
+
+
+def prefetch(pages: list[str], to: Path | None) -> int:
+    """Fill the caches for these pages and write, or verify, `manifest.json`; 0 if everything is there.
+
+    Args:
+        to: a folder that then serves as TLHELPERS_CACHE, with torch/ as TORCH_HOME and huggingface/ as HF_HOME.
+    """
+    if to is not None:
+        to = to.expanduser().resolve()
+        os.environ |= {"TLHELPERS_CACHE": str(to), "TORCH_HOME": str(to / "torch"), "HF_HOME": str(to / "huggingface")}
+    wanted = dict.fromkeys(name for page in pages for name in NEEDS.get(page, ()))
+    if not wanted:
+        print("nothing to fetch: the quick profile is inside the package")
+    missing = 0
+    for name in wanted:
+        try:
+            files = _fetch_one(name)
+            print(f"ok {name}: {_verified(files)}")
+        except Exception as error:  # the next one may still work
+            missing += 1
+            print(f"NO {name}: {error}")
+    if to is not None and wanted:
+        print(f"To use it: TLHELPERS_CACHE={to} TORCH_HOME={to / 'torch'} HF_HOME={to / 'huggingface'}")
+    return int(missing > 0)
+
+
+def _fetch_one(name: str) -> list[Path]:
+    """The files that make up a body, a data set or a model of the hub; downloaded where they are missing."""
+    if name in HUB:
+        from huggingface_hub import snapshot_download
+
+        return [p for p in Path(snapshot_download(name, allow_patterns=HUB_FILES)).rglob("*") if p.is_file()]
+    from tlhelpers.backbones import CUTS, photo_weights
+    from tlhelpers.downloads import fetch
+    from tlhelpers.photos import data_files
+    from tlhelpers.runtime import torch_home
+
+    if name in CUTS:
+        remote = photo_weights(name)[1]
+        return [fetch(remote, torch_home() / "hub" / "checkpoints" / remote.name)]
+    return data_files(name)
+
+
+def _verified(files: list[Path]) -> str:
+    """Compare files with the manifest of the cache folder, and add those that it does not list yet.
+
+    Raises:
+        OSError: a file that changed since it was fetched; it is removed, so that a new run fetches it.
+    """
+    from tlhelpers.downloads import digest_of
+    from tlhelpers.runtime import cache_dir
+
+    manifest = cache_dir() / "manifest.json"
+    listed = json.loads(manifest.read_text("utf-8")) if manifest.exists() else {}
+    known = 0
+    for path in files:
+        key = os.path.relpath(path, cache_dir())
+        digest = digest_of(path)
+        if listed.setdefault(key, digest) != digest:
+            path.unlink()
+            raise OSError(f"{path} is not what was fetched before; it is removed, run this again")
+        known += 1
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    aside = manifest.with_suffix(".part")
+    aside.write_text(json.dumps(listed, indent=1, sort_keys=True), "utf-8")
+    os.replace(aside, manifest)
+    return f"{known} files, {sum(p.stat().st_size for p in files) / 1e6:,.0f} MB"
