@@ -13,7 +13,18 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
     if path != ROOT / "__init__.py"
 }
-LEAVES = {"augment", "diagnose", "runtime", "surgery", "objectives", "transferability", "glyphs", "plots", "checks", "text"}
+LEAVES = {
+    "augment",
+    "diagnose",
+    "runtime",
+    "surgery",
+    "objectives",
+    "transferability",
+    "glyphs",
+    "plots",
+    "checks",
+    "text",
+}
 MAY_IMPORT = {name: set() for name in LEAVES} | {
     "downloads": {"runtime"},
     "folders": {"data"},

@@ -1,7 +1,9 @@
 """Every question of every page: its solution passes, its wrong answers are answered, its stub is not judged."""
 
 import importlib
+import json
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -33,7 +35,9 @@ def answer_in(text: str) -> Any:
 
 def test_there_are_pages_and_each_asks_three_questions():
     assert PAGES
-    assert {page: len(questions_of(page)) for page in PAGES} == dict.fromkeys(PAGES, 3)
+    counts = {page: len(questions_of(page)) for page in PAGES}
+    assert counts.pop("page_14", 5) >= 3  # the bug hunt has as many as it has broken programs
+    assert counts == dict.fromkeys(counts, 3)
 
 
 @by_name
@@ -69,3 +73,12 @@ def test_hints_are_sentences_and_none_is_the_solution(q):
     assert q.text.endswith((".", "?"))
     assert len(set(q.hints)) == len(q.hints)
     assert q.solution_text not in q.hints
+
+
+def test_the_bug_hunt_shows_the_programs_that_its_checks_were_made_for():
+    page = json.loads((Path(__file__).parent.parent / "notebooks" / "14_bug_clinic.ipynb").read_text("utf-8"))
+    shown = "\n".join("".join(cell["source"]) for cell in page["cells"] if cell["cell_type"] == "code")
+    hunt = vars(importlib.import_module("tlhelpers.exercises.page_14"))
+    broken = {name: text.strip() for name, text in hunt.items() if name.startswith("BROKEN_")}
+    assert len(broken) == 5
+    assert [name for name, text in broken.items() if text not in shown] == []

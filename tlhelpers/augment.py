@@ -81,3 +81,9 @@ class Jitter:
         small = F.interpolate(images[:half], (side, side), mode="area") if half else images[:0]
         blurred = F.interpolate(small, (self.size, self.size), mode="bilinear") if half else small
         return torch.cat([blurred, images[half:]])
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror every other photograph [N, C, H, W], by chance, left to right; not for characters."""
+    flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)

@@ -146,7 +146,7 @@ def overlap(train_x: Tensor, test_x: Tensor) -> Tensor:
 
 
 def _digest(row: Tensor) -> bytes:
-    return hashlib.sha256(row.detach().cpu().contiguous().numpy().tobytes()).digest()
+    return hashlib.sha256(row.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()).digest()
 
 
 def input_shift(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,7 +150,7 @@ def feature_key(backbone: Backbone, part: Part, layer: str | None) -> str:
     # telling text (a lambda) shows by what it does to a few inputs.
     texts = (part.name, part.transform, backbone.name, repr(backbone.transform), str(backbone.module), str(layer))
     digest.update("\0".join(texts).encode())
-    seen = backbone.transform(part.x[:8])
+    seen = backbone.transform(as_float(part.x[:8]))
     tensors = {"rows": part.indices, "x": part.x, "seen": seen, **backbone.module.state_dict()}
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -1,0 +1,127 @@
+"""The sections "At full scale", run as they stand in the pages on real weights and photographs, and their record."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import classification_report
+from test_photos import SHARED, needs_cache
+
+from tlhelpers.datasets import load_dataset
+from tlhelpers.recipes import full_scale
+
+ROOT = Path(__file__).parent.parent
+RECORD = json.loads(full_scale.RECORD.read_text("utf-8"))
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def real_cache(tmp_path, monkeypatch):
+    """The pre-seeded cache, in a folder that more can be added to."""
+    for entry in SHARED.iterdir():
+        if entry.name != "torchvision":
+            (tmp_path / entry.name).symlink_to(entry)
+    shutil.copytree(SHARED / "torchvision", tmp_path / "torchvision", copy_function=os.symlink)
+    monkeypatch.setenv("TLHELPERS_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("TLHELPERS_PROFILE", "full")
+    return tmp_path
+
+
+def run_section(page: str) -> None:
+    """All imports of a page, its setup cell, and its cells with the tag full-scale."""
+    path = next((ROOT / "notebooks").glob(f"{page}_*.ipynb"))
+    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    names: dict = {"__name__": "__main__"}
+    for cell in cells:
+        tree = ast.parse("".join(cell["source"]))
+        tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(tree, page, "exec"), names)
+    wanted = [cell for cell in cells if "full-scale" in cell["metadata"].get("tags", [])]
+    assert wanted, f"page {page} has no cell with the tag full-scale"
+    for cell in [cells[0], *wanted]:
+        exec("".join(cell["source"]), names)
+
+
+def numbers_in(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"\b0\.\d{3}\b", text)]
+
+
+@needs_cache
+def test_page_02_a_probe_on_real_photographs_leaves_pixels_behind(real_cache, capsys):
+    run_section("02")
+    few, pixels_few, more, pixels = numbers_in(capsys.readouterr().out)
+    assert few > pixels_few + 0.15 and more > pixels + 0.2
+
+
+@needs_cache
+def test_page_03_real_weights_beat_random_ones(real_cache, capsys):
+    run_section("03")
+    scratch, tuned = numbers_in(capsys.readouterr().out)
+    assert tuned > scratch + 0.1
+
+
+def save_letters_as_emnist(cache: Path) -> None:
+    """Printed letters in the files of EMNIST: the real ones are 562 MB."""
+    letters, raw = load_dataset("glyph-letters"), cache / "torchvision" / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, part in (("train", letters.train), ("test", letters.test)):
+        x = (part.x[:, 0, 2:-2, 2:-2] * 255).byte().transpose(1, 2).contiguous().numpy()
+        y = (part.y + 1).byte().numpy()
+        for kind, array in (("images-idx3", x), ("labels-idx1", y)):
+            head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+            (raw / f"emnist-letters-{split}-{kind}-ubyte").write_bytes(head + array.tobytes())
+
+
+@needs_cache
+def test_page_05_from_mnist_to_letters_in_the_files_of_emnist(real_cache, capsys):
+    save_letters_as_emnist(real_cache)
+    run_section("05")
+    kept, tuned, _scratch = numbers_in(capsys.readouterr().out)
+    assert min(kept, tuned) > 0.15  # of 22 classes, chance is below 0.05
+
+
+@needs_cache
+def test_a_folder_of_photos_becomes_a_classifier_with_a_report_in_ten_lines(real_cache, tmp_path):
+    source = SHARED / "images" / "cifar10" / "train"
+    for name in ("cat", "horse", "ship"):
+        for path in sorted((source / name).iterdir())[:20]:
+            (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "mine" / name)
+    # The lines of page 2 and of the README, but for the path:
+    from tlhelpers.backbones import load_backbone
+    from tlhelpers.features import extract_features, linear_probe
+
+    photos = load_dataset(f"folder:{tmp_path / 'mine'}", image_size=96)
+    body = load_backbone("squeezenet1_0", image_size=96)
+    train, test = (extract_features(body, part) for part in (photos.train, photos.test))
+    probe = linear_probe(train, test)
+    report = classification_report(test.y, probe.predictions, target_names=photos.classes, zero_division=0)
+    assert "recall" in report and "f1-score" in report and "horse" in report
+    assert probe.accuracy > 0.5
+
+
+def test_the_record_reaches_what_the_course_promises():
+    runs = RECORD["cifar10, squeezenet1_0"]
+    mean = {(name, n): float(np.mean(values)) for name, by in runs.items() for n, values in by.items()}
+    assert all(len(values) >= 3 for by in runs.values() for values in by.values())
+    assert mean["probe", "50"] - mean["pixels + SVM", "50"] >= 0.25
+    assert mean["probe", "50"] - mean["scratch", "50"] >= 0.15
+    assert mean["fine-tuned", "400"] > mean["probe", "400"]
+
+
+def test_rows_of_a_draw_are_found_in_the_features_of_the_whole_part():
+    from tlhelpers.data import few_shot
+    from tlhelpers.features import Features
+
+    train = load_dataset("digits").train
+    few = few_shot(train, 2, seed=3)
+    rows = full_scale.rows_of(Features(train.indices[:, None].float(), train.y), train, few)
+    assert torch.equal(rows.x[:, 0].long(), few.indices) and torch.equal(rows.y, few.y)

@@ -1,0 +1,158 @@
+"""Record real photographs and real weights: `python -m tlhelpers.recipes.full_scale` (half an hour on two CPU cores).
+
+SqueezeNet with ImageNet weights on CIFAR-10's photographs, and a network trained on all of MNIST as the
+source for the digits of this course.  It needs those files (`python -m tlhelpers prefetch`).  The sections "At full
+scale" of pages 2, 3 and 5 call the same functions, with larger bodies where there is a GPU.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+from tlhelpers.augment import random_flip
+from tlhelpers.backbones import ASSETS, CUTS, Backbone, GlyphNet, Normalize, cut_off, load_backbone
+from tlhelpers.data import Part, Splits, as_float, few_shot, make_loaders
+from tlhelpers.datasets import load_dataset
+from tlhelpers.features import Features, extract_features, linear_probe
+from tlhelpers.objectives import classification
+from tlhelpers.recipes import provenance
+from tlhelpers.recipes.few_shot import accuracy, fine_tuned, from_scratch
+from tlhelpers.runtime import seed_everything
+from tlhelpers.surgery import attach_head, param_groups
+from tlhelpers.train import fit, warmup_cosine
+
+RECORD = ASSETS / "recorded" / "full_scale.json"
+SEEDS = range(3)
+LABELS = (10, 50, 400)  # photographs per class; 400 are all that the training part of the tested files has
+SIZE = 96  # side of the photographs that the body sees, in pixels
+MNIST_LABELS = (1, 5)
+
+
+def rows_of(features: Features, part: Part, few: Part) -> Features:
+    """The features of a few-shot subset, picked from those of the whole part."""
+    place = {int(index): row for row, index in enumerate(part.indices)}
+    rows = torch.tensor([place[int(index)] for index in few.indices])
+    return Features(features.x[rows], few.y)
+
+
+def photo_probes(body: Backbone, photos: Splits, labels: tuple[int, ...] = LABELS) -> dict[int, list[float]]:
+    """Test accuracy of a linear probe on a frozen body, by photographs per class, per seed; C by validation."""
+    train, validation, test = (extract_features(body, p) for p in (photos.train, photos.validation, photos.test))
+    found = {}
+    for n in labels:
+        draws = [few_shot(photos.train, n, seed=seed) for seed in SEEDS]
+        rows = [rows_of(train, photos.train, few) for few in draws]
+        found[n] = [linear_probe(few, test, validation=validation).accuracy for few in rows]
+    return found
+
+
+def photo_pixels(photos: Splits, labels: tuple[int, ...] = LABELS) -> dict[int, list[float]]:
+    """The same for an SVM on the raw pixels; C and gamma by validation."""
+    validation, test = (as_float(part.x).flatten(1).numpy() for part in (photos.validation, photos.test))
+    found = {n: [] for n in labels}
+    for n, seed in ((n, seed) for n in labels for seed in SEEDS):
+        few = few_shot(photos.train, n, seed=seed)
+        x = as_float(few.x).flatten(1).numpy()
+        with threadpool_limits(1):
+            fits = [SVC(C=c, gamma=g).fit(x, few.y) for c in (1.0, 10.0) for g in ("scale", 0.003)]
+            best = max(fits, key=lambda one: one.score(validation, photos.validation.y))
+            found[n].append(float(best.score(test, photos.test.y)))
+    return found
+
+
+def photo_network(
+    body: Backbone, train: Part, *, seed: int, epochs: int, lr: float, body_scale: float = 0.1, blank: bool = False
+) -> nn.Sequential:
+    """Body and new head, trained on photographs that are mirrored at random.
+
+    Args:
+        blank: random weights instead of the pretrained ones (from scratch).
+    """
+    from torchvision.models import get_model
+
+    seed_everything(seed)
+    model = attach_head(body, len(train.classes))
+    if blank:
+        model.body = get_model(CUTS[body.name].network, weights=None)
+        cut_off(model.body, CUTS[body.name])
+    groups = param_groups(model.body, model.head, lr=lr, body_scale=1.0 if blank else body_scale)
+    loaders = make_loaders(train, batch_size=32, augment=random_flip, transform=body.transform, seed=seed)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
+    fit(model, loaders, classification(), optimizer, epochs=epochs, schedule=warmup_cosine(), clip_norm=1.0)
+    return model
+
+
+def mnist_body(mnist: Splits, *, steps: int = 1000, seed: int = 0) -> Backbone:
+    """The network of the shipped bodies, trained on MNIST on canvases of 32x32 pixels."""
+    grown = [part.mapped(_on_canvas) for part in (mnist.train, mnist.validation)]
+    transform = Normalize(float(grown[0].x.mean()), float(grown[0].x.std()))
+    seed_everything(seed)
+    model = attach_head(Backbone("mnist", GlyphNet(), GlyphNet.feature_dim, transform, None, (), {}), 10)
+    loaders = make_loaders(grown[0], grown[1], batch_size=128, steps=steps, transform=transform, seed=seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
+    history = fit(model, loaders, classification(), optimizer, epochs=1, schedule=warmup_cosine())
+    card = {"validation_accuracy": history[-1]["validation_accuracy"]}
+    return Backbone("mnist", model.body.eval(), GlyphNet.feature_dim, transform, model.head, mnist.classes, card)
+
+
+def _on_canvas(x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.pad(as_float(x), (2, 2, 2, 2))
+
+
+def shared_and_specific(body: Backbone, letters: Splits, *, labels: int, seed: int = 0) -> dict[str, float]:
+    """From digits to letters, test accuracy: shared layers kept, all layers tuned, the same network from scratch."""
+    few, test = (part.mapped(_on_canvas) for part in (few_shot(letters.train, labels, seed=seed), letters.test))
+    kept = linear_probe(extract_features(body, few), extract_features(body, test)).accuracy
+    tuned = accuracy(fine_tuned(body, few, seed=seed, steps=400), test, body.transform)
+    scratch = accuracy(from_scratch(few, body.transform, seed=seed), test, body.transform)
+    return {"shared layers kept, new head": kept, "shared layers tuned, new head": tuned, "from scratch": scratch}
+
+
+def photographs() -> dict:
+    """Everything on CIFAR-10, per way of learning, labels per class and seed."""
+    photos, body = load_dataset("cifar10"), load_backbone("squeezenet1_0", image_size=SIZE)
+    runs = {"pixels + SVM": photo_pixels(photos), "probe": photo_probes(body, photos)}
+    print(runs, flush=True)
+    plans = {"scratch": (50, {"epochs": 40, "lr": 1e-3, "blank": True}), "fine-tuned": (400, {"epochs": 4, "lr": 1e-3})}
+    for name, (labels, plan) in plans.items():
+        draws = [few_shot(photos.train, labels, seed=seed) for seed in SEEDS]
+        models = (photo_network(body, few, seed=seed, **plan) for seed, few in enumerate(draws))
+        runs[name] = {labels: [accuracy(model, photos.test, body.transform) for model in models]}
+        print(name, runs[name], flush=True)
+    return runs
+
+
+def characters() -> tuple[dict, float]:
+    """MNIST as the source of the course's digits: probe and fine-tuning, per labels per class and seed."""
+    body, digits = mnist_body(load_dataset("mnist")), load_dataset("digits")
+    test, runs = extract_features(body, digits.test), {"probe": {}, "fine-tuned": {}}
+    for n in MNIST_LABELS:
+        draws = [few_shot(digits.train, n, seed=seed) for seed in range(5)]
+        runs["probe"][n] = [linear_probe(extract_features(body, few), test).accuracy for few in draws]
+        models = (fine_tuned(body, few, seed=seed) for seed, few in enumerate(draws))
+        runs["fine-tuned"][n] = [accuracy(model, digits.test, body.transform) for model in models]
+    return runs, body.card["validation_accuracy"]
+
+
+def record(path: Path) -> None:
+    """Run everything and write it down."""
+    runs, source = characters()
+    print(runs, source, flush=True)
+    facts = {
+        "what": "test accuracy by way of learning, labels per class and seed",
+        "cifar10, squeezenet1_0": photographs(),
+        "digits, a body trained on mnist": runs,
+        "mnist": {"validation_accuracy": round(source, 4)},
+    }
+    told = provenance("python -m tlhelpers.recipes.full_scale")
+    rounded = json.loads(json.dumps(facts), parse_float=lambda text: round(float(text), 4))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(rounded | told, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    record(RECORD)
