@@ -28,7 +28,7 @@ from tlhelpers.train import fit, warmup_cosine
 RECORD = ASSETS / "recorded" / "full_scale.json"
 SEEDS = range(3)
 LABELS = (10, 50, 400)  # photographs per class; 400 are all that the training part of the tested files has
-SIZE = 96  # side of the photographs that the body sees, in pixels
+SIZE = 80  # side of the photographs that the body sees, in pixels
 MNIST_LABELS = (1, 5)
 
 
@@ -117,7 +117,7 @@ def photographs() -> dict:
     photos, body = load_dataset("cifar10"), load_backbone("squeezenet1_0", image_size=SIZE)
     runs = {"pixels + SVM": photo_pixels(photos), "probe": photo_probes(body, photos)}
     print(runs, flush=True)
-    plans = {"scratch": (50, {"epochs": 40, "lr": 1e-3, "blank": True}), "fine-tuned": (400, {"epochs": 4, "lr": 1e-3})}
+    plans = {"scratch": (50, {"epochs": 25, "lr": 1e-3, "blank": True}), "fine-tuned": (400, {"epochs": 3, "lr": 1e-3})}
     for name, (labels, plan) in plans.items():
         draws = [few_shot(photos.train, labels, seed=seed) for seed in SEEDS]
         models = (photo_network(body, few, seed=seed, **plan) for seed, few in enumerate(draws))
