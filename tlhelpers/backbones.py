@@ -204,8 +204,11 @@ BACKBONES = (*SHIPPED, *CUTS, *TEXT_BODIES)
 
 
 def _load_text_body(name: str) -> Backbone:
-    from tlhelpers.text import CARRIER, SHA256, load_text_body, load_tokens
+    from tlhelpers.text import CARRIER, SHA256, load_hub_body, load_text_body, load_tokens
 
+    if name.startswith("hub:"):
+        body, tokens = load_hub_body(name.removeprefix("hub:"))
+        return Backbone(name, body, body.feature_dim, tokens, None, (), {"name": name, "licence": "see its model card"})
     body = load_text_body(pretrained=name == "minilm")
     card = {"name": name, "package": CARRIER, "sha256": SHA256, "licence": "Apache-2.0", "model": "all-MiniLM-L6-v2"}
     if name != "minilm":
@@ -222,7 +225,8 @@ def load_backbone(name: str, *, image_size: int | None = None) -> Backbone:
             are ImageNet bodies of torchvision, for images [N, 3, H, W] in [0, 1]; their size and
             licence are printed before a download starts.  "minilm" is the sentence encoder
             all-MiniLM-L6-v2, for token ids [N, L] that its transform makes of texts; "minilm-random"
-            is the same network from random weights.
+            is the same network from random weights; "hub:NAME" is any encoder of the Hugging Face
+            hub, such as "hub:google-bert/bert-base-uncased" (440 MB).
         image_size: for those, the side to which images are brought; the one that the weights were
             trained with when None.  Smaller is faster and less accurate.
 
@@ -231,11 +235,11 @@ def load_backbone(name: str, *, image_size: int | None = None) -> Backbone:
             size for a shipped body.
         OSError: weights that are not there and cannot be downloaded.
     """
-    if name not in BACKBONES:
+    if name not in BACKBONES and not name.startswith("hub:"):
         near = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4) or list(BACKBONES)
         raise ValueError(f"no backbone called {name!r}; did you mean {' or '.join(map(repr, near))}?")
     if name in CUTS:
         return _load_photo_net(name, image_size)
     if image_size is not None:
         raise ValueError(f"{name} takes its inputs as they are; leave out image_size={image_size}")
-    return _load_text_body(name) if name in TEXT_BODIES else _load_glyph_net(name)
+    return _load_glyph_net(name) if name in SHIPPED else _load_text_body(name)

@@ -15,11 +15,11 @@ from tlhelpers.doctor import doctor
 NEEDS = {
     "02": ("resnet50", "squeezenet1_0", "cifar10"),
     "03": ("vgg16", "cifar10"),
-    "04": ("bert-base-uncased",),
+    "04": ("google-bert/bert-base-uncased",),
     "05": ("mnist", "emnist-letters"),
     "06": ("resnet50", "cifar10"),
 }
-HUB = ("bert-base-uncased",)
+HUB = ("google-bert/bert-base-uncased",)
 HUB_FILES = ["*.json", "*.txt", "model.safetensors"]  # never the pickled weights
 
 

@@ -144,6 +144,27 @@ def load_text_body(*, pretrained: bool = True) -> TextBody:
     return TextBody(transformer).eval()
 
 
+def load_hub_body(name: str, *, max_length: int = 128) -> tuple[TextBody, Tokens]:
+    """An encoder of the Hugging Face hub (or a folder saved by transformers), and its tokenizer.
+
+    Weights are read as safetensors only, which hold no code, and no code of the hub is run.
+
+    Raises:
+        OSError: not in the cache and not to be had, or without weights as safetensors.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        transformer = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+    except OSError as error:
+        raise OSError(
+            f"{name} could not be loaded ({str(error).splitlines()[0]}); check the name, or fetch it where there is a "
+            "network (python -m tlhelpers prefetch --pages 04) and set HF_HOME to that cache"
+        ) from error
+    return TextBody(transformer).eval(), Tokens(tokenizer, max_length)
+
+
 class LowerLayers(nn.Module):
     """The first layers of a transformer: ids [N, L] -> hidden states [N, L, D], zeros at padding."""
 

@@ -1,0 +1,44 @@
+"""Encoders of the hub, from a folder that transformers saved: no network here."""
+
+import pytest
+import torch
+from test_backbones import _Trap
+
+from tlhelpers.backbones import load_backbone
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A tiny BERT as a folder of the hub."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "book"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_any_encoder_becomes_a_body_for_the_token_ids_of_its_own_tokenizer(saved):
+    body = load_backbone(f"hub:{saved}")
+    ids = body.transform(["a book", "a"])
+    assert ids.shape[0] == 2 and body.feature_dim == 16
+    with torch.inference_mode():
+        assert body.module(ids).shape == (2, 16)
+        assert torch.allclose(body.module(ids)[1:], body.module(ids[1:, :3]), atol=1e-6)  # padding says nothing
+
+
+def test_pickled_weights_are_never_opened(saved, capsys):
+    (saved / "model.safetensors").unlink()
+    torch.save({"embeddings.word_embeddings.weight": _Trap()}, saved / "pytorch_model.bin")
+    with pytest.raises(OSError, match="could not be loaded"):
+        load_backbone(f"hub:{saved}")
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there_says_how_to_get_it():
+    with pytest.raises(OSError, match=r"no/such-model could not be loaded.*prefetch --pages 04"):
+        load_backbone("hub:no/such-model")
