@@ -5,6 +5,7 @@ import torch
 from test_backbones import _Trap
 
 from tlhelpers.backbones import load_backbone
+from tlhelpers.recipes.full_scale import text_tuned
 
 
 @pytest.fixture
@@ -42,3 +43,7 @@ def test_pickled_weights_are_never_opened(saved, capsys):
 def test_a_model_that_is_not_there_says_how_to_get_it():
     with pytest.raises(OSError, match=r"no/such-model could not be loaded.*prefetch --pages 04"):
         load_backbone("hub:no/such-model")
+
+
+def test_an_encoder_of_the_hub_is_fine_tuned_on_the_messages(saved):
+    assert 0 <= text_tuned(str(saved), labels=1, epochs=1) < 0.5

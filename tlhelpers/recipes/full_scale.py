@@ -18,11 +18,12 @@ from tlhelpers.backbones import ASSETS, CUTS, Backbone, GlyphNet, Normalize, cut
 from tlhelpers.data import Part, Splits, as_float, few_shot, make_loaders
 from tlhelpers.datasets import load_dataset
 from tlhelpers.features import Features, extract_features, linear_probe
+from tlhelpers.messages import load_messages, split_messages
 from tlhelpers.objectives import classification
 from tlhelpers.recipes import provenance
 from tlhelpers.recipes.few_shot import accuracy, fine_tuned, from_scratch
 from tlhelpers.runtime import seed_everything
-from tlhelpers.surgery import attach_head, param_groups
+from tlhelpers.surgery import attach_head, freeze, param_groups
 from tlhelpers.train import fit, warmup_cosine
 
 RECORD = ASSETS / "recorded" / "full_scale.json"
@@ -110,6 +111,20 @@ def shared_and_specific(body: Backbone, letters: Splits, *, labels: int, seed: i
     tuned = accuracy(fine_tuned(body, few, seed=seed, steps=400), test, body.transform)
     scratch = accuracy(from_scratch(few, body.transform, seed=seed), test, body.transform)
     return {"shared layers kept, new head": kept, "shared layers tuned, new head": tuned, "from scratch": scratch}
+
+
+def text_tuned(name: str, *, labels: int, epochs: int, seed: int = 0) -> float:
+    """Test accuracy on the intents of an encoder of the hub, fine-tuned with AdamW and warm-up; word vectors frozen."""
+    body = load_backbone(f"hub:{name}")
+    splits = split_messages(load_messages(body.transform), seed=seed)
+    few = few_shot(splits.train, labels, seed=seed)
+    seed_everything(seed)
+    model = attach_head(body, len(few.classes))
+    freeze(model.body.transformer.embeddings)
+    loaders = make_loaders(few, splits.validation, batch_size=16, transform=body.transform, seed=seed)
+    optimizer = torch.optim.AdamW(param_groups(model.body, model.head, lr=1e-3, body_scale=0.05), weight_decay=0.01)
+    fit(model, loaders, classification(), optimizer, epochs=epochs, schedule=warmup_cosine(), clip_norm=1.0)
+    return accuracy(model, splits.test, body.transform)
 
 
 def photographs() -> dict:
