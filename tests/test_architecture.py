@@ -23,6 +23,7 @@ LEAVES = {
     "glyphs",
     "plots",
     "checks",
+    "strategy",
     "text",
 }
 MAY_IMPORT = {name: set() for name in LEAVES} | {

@@ -10,6 +10,7 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     alignment        objectives against a shift of domain
     pseudo_labels    target features that label themselves: prototypes, k-means, self-training
     transferability  how far apart two domains are, from features
+    strategy         from a few measurements to a strategy, with reasons
     data             parts, splits, few-shot subsets, batches resident on the device
     downloads        files from the network, resumed and checked
     augment          random variation of whole batches of images

@@ -1,4 +1,4 @@
-"""Record the sources of page 08: `python -m tlhelpers.recipes.sources` (about 20 minutes on one CPU core).
+"""Record the sources of page 08: `python -m tlhelpers.recipes.sources` (about 20 minutes on half a CPU core).
 
 Thirteen sources, one network, one budget (STEPS batches of BATCH images), one pretraining seed each.  For every
 source, number of labels and draw of target labels: scores that need no training, and the accuracy
@@ -92,7 +92,7 @@ def sources() -> dict[str, Source]:
         "one font": Source(in_fonts(TRAIN_FONTS[:1])),
         "no variation": Source(everything, STRAIGHT),
         "two letters": Source(glyph_masters(("X", "h"))),
-        "dark on light": Source(everything, Inverted(GLYPH_JITTER)),
+        "inverted": Source(everything, Inverted(GLYPH_JITTER)),
         "noisy labels": Source(mislabelled(everything, 0.7)),
         "random labels": Source(mislabelled(everything, 1.0)),
         "stripes": Source(gratings(300), STRAIGHT),
