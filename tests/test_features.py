@@ -228,3 +228,14 @@ def test_a_layer_that_does_not_run_once_per_pass_is_refused():
     backbone.module.forward = lambda x: backbone.module.pool(backbone.module.conv(x))
     with pytest.raises(ValueError, match="layer 'idle' runs 0 times per pass; take one that runs once"):
         extract_features(backbone, toy_images(), layer="idle")
+
+
+def test_a_probe_becomes_a_layer_that_decides_alike_and_k_nn_does_not():
+    from tlhelpers.features import Features
+
+    generator = torch.Generator().manual_seed(0)
+    features = Features(torch.randn(60, 5, generator=generator), torch.arange(60) % 3)
+    probe = linear_probe(features, features)
+    assert torch.equal(probe.as_layer()(features.x).argmax(1), probe.predictions)
+    with pytest.raises(ValueError, match="no weights"):
+        knn_probe(features, features).as_layer()

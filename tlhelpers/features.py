@@ -51,6 +51,20 @@ class ProbeResult:
     weight: Tensor | None = None
     bias: Tensor | None = None
 
+    def as_layer(self) -> nn.Linear:
+        """A new linear layer [N, D] -> [N, C] that decides as this probe does.
+
+        Raises:
+            ValueError: the probe is not linear (k-NN).
+        """
+        if self.weight is None:
+            raise ValueError("a k-NN probe has no weights; only linear_probe gives a layer")
+        layer = nn.Linear(self.weight.shape[1], self.weight.shape[0])
+        with torch.no_grad():
+            layer.weight.copy_(self.weight)
+            layer.bias.copy_(self.bias)
+        return layer
+
 
 def extract_features(
     backbone: Backbone,

@@ -56,12 +56,7 @@ def encoded(body: TextBody, part: Part) -> Features:
 def teacher_of(body: TextBody, few: Part) -> nn.Sequential:
     """MiniLM with a probe on the labelled messages: [N, L] -> [N, classes]."""
     features = encoded(body, few)
-    probe = linear_probe(features, features)
-    head = nn.Linear(body.feature_dim, len(few.classes))
-    with torch.no_grad():
-        head.weight.copy_(probe.weight)
-        head.bias.copy_(probe.bias)
-    return nn.Sequential(body, head).requires_grad_(False).eval()
+    return nn.Sequential(body, linear_probe(features, features).as_layer()).requires_grad_(False).eval()
 
 
 def labelled(train: Part, chat: Tensor, *, seed: int) -> Part:

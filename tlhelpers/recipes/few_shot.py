@@ -87,11 +87,7 @@ def probed_then_tuned(
     seed_everything(seed)
     features = extract_features(backbone, train)
     probe = linear_probe(features, features)
-    head = nn.Linear(backbone.feature_dim, len(train.classes))
-    with torch.no_grad():
-        head.weight.copy_(probe.weight)
-        head.bias.copy_(probe.bias)
-    model = attach_head(backbone, head)
+    model = attach_head(backbone, probe.as_layer())
     groups = param_groups(model.body, model.head, lr=lr, body_scale=body_scale)
     return train_small(model, train, backbone.transform, groups=groups, seed=seed, steps=steps)
 

@@ -83,10 +83,7 @@ def photo_network(
         cut_off(model.body, CUTS[body.name])
     else:
         features = extract_features(body, train)
-        probe = linear_probe(features, features, C=0.01)
-        with torch.no_grad():
-            model.head.weight.copy_(probe.weight)
-            model.head.bias.copy_(probe.bias)
+        model.head = linear_probe(features, features, C=0.01).as_layer()
     groups = param_groups(model.body, model.head, lr=lr, body_scale=1.0)
     loaders = make_loaders(train, batch_size=32, augment=random_flip, transform=body.transform, seed=seed)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.02)
