@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import string
 import struct
 from pathlib import Path
 
@@ -69,12 +70,14 @@ def test_page_03_real_weights_beat_random_ones(real_cache, capsys):
 
 
 def save_letters_as_emnist(cache: Path) -> None:
-    """Printed letters in the files of EMNIST: the real ones are 562 MB."""
-    letters, raw = load_dataset("glyph-letters"), cache / "torchvision" / "EMNIST" / "raw"
+    """Printed capitals in the files of EMNIST: the real ones are 562 MB."""
+    characters, raw = load_dataset("glyphs"), cache / "torchvision" / "EMNIST" / "raw"
     raw.mkdir(parents=True)
-    for split, part in (("train", letters.train), ("test", letters.test)):
+    number = torch.tensor([string.ascii_uppercase.find(name) + 1 for name in characters.classes])  # 0: no capital
+    for split, part in (("train", characters.train), ("test", characters.test)):
+        part = part.take(number[part.y].nonzero().flatten())
         x = (part.x[:, 0, 2:-2, 2:-2] * 255).byte().transpose(1, 2).contiguous().numpy()
-        y = (part.y + 1).byte().numpy()
+        y = number[part.y].byte().numpy()
         for kind, array in (("images-idx3", x), ("labels-idx1", y)):
             head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
             (raw / f"emnist-letters-{split}-{kind}-ubyte").write_bytes(head + array.tobytes())
@@ -85,7 +88,7 @@ def test_page_05_from_mnist_to_letters_in_the_files_of_emnist(real_cache, capsys
     save_letters_as_emnist(real_cache)
     run_section("05")
     kept, tuned, _scratch = numbers_in(capsys.readouterr().out)
-    assert min(kept, tuned) > 0.15  # of 22 classes, chance is below 0.05
+    assert min(kept, tuned) > 0.15  # of 26 classes, chance is below 0.04
 
 
 @needs_cache
