@@ -31,7 +31,7 @@ MAY_IMPORT = {name: set() for name in LEAVES} | {
     "folders": {"data"},
     "photos": {"data", "downloads", "folders", "runtime"},
     "backbones": {"downloads", "runtime", "text"},
-    "data": {"runtime"},
+    "data": {"diagnose", "runtime"},
     "datasets": {"augment", "data", "folders", "glyphs", "messages", "photos"},
     "messages": {"data", "runtime", "text"},
     "train": {"runtime", "surgery"},

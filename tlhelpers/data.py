@@ -1,6 +1,5 @@
 """Labelled data: parts and splits, few-shot subsets, checks, and batches from data resident on the device."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -9,6 +8,7 @@ from itertools import chain, repeat
 import torch
 from torch import Tensor
 
+from tlhelpers.diagnose import overlap
 from tlhelpers.runtime import pick_device
 
 
@@ -113,11 +113,10 @@ def check_dataset(splits: Splits) -> list[str]:
         warnings += [f"{split} has no example of {', '.join(missing)}"] if missing else []
         warnings += [f"{split} holds one class only: every classifier is right"] if chance == 1 else []
         warnings += [f"{split}: all inputs are equal"] if low == high else []
-        hashes = [hashlib.sha256(row.numpy().tobytes()).digest() for row in part.x]
         for other, earlier in seen.items():
-            shared = sum(digest in earlier for digest in hashes)
+            shared = len(overlap(earlier.x, part.x))
             warnings += [f"{shared} inputs of {split} are in {other} too: the score will flatter"] if shared else []
-        seen[split] = set(hashes)
+        seen[split] = part
     print("\n".join(f"! {warning}" for warning in warnings) or "nothing suspicious")
     return warnings
 
