@@ -1,4 +1,4 @@
-"""Record the runs of page 04 that are too slow for it: `python -m tlhelpers.recipes.text` (25 minutes on one CPU core).
+"""Record the runs of page 04 that are too slow for it: `python -m tlhelpers.recipes.text` (40 minutes on one CPU core).
 
 MiniLM on the shipped messages: full fine-tuning, LoRA, the last layers over cached lower ones, and
 the same network from random weights.  Each seed deals its own training pool and test part, in
@@ -34,7 +34,9 @@ from tlhelpers.train import evaluate, fit, warmup_cosine
 RECORD = ASSETS / "recorded" / "text.json"
 SEEDS = range(5)
 TUNING_SEEDS = (1000, 1001)
-STEPS = {4: 30, 16: 40, 32: 40}  # batches of 16, by labels per class
+STEPS = {1: 30, 2: 30, 4: 30, 8: 40, 16: 40, 32: 40}  # batches of 16, by labels per class
+TUNED_AT = (4, 16)  # learning rates are chosen at 4 labels per class for fewer than 16, and at 16 from there on
+TOPS = (1, 2, 4)  # how many of the six layers "last k layers" trains
 HEAD_LR = 3e-2  # the head starts from nothing; the body moves slower
 RANK = 8  # of LoRA
 STRENGTHS = (1.0, 10.0, 100.0)  # C of logistic regression: the larger, the weaker the penalty
@@ -134,8 +136,13 @@ def pick(run: Run, labels: int, rates: tuple[float, ...]) -> dict:
             model = train(few_shot(splits.train, labels, seed=seed), seed=seed, steps=STEPS[labels], lr=lr)
             scores.append(accuracy(model, splits.validation, transform))
         table.append({"lr": lr, "validation_accuracy": round(float(np.mean(scores)), 4)})
-        print(table[-1], flush=True)
+        print(labels, table[-1], flush=True)
     return {"chosen": max(table, key=lambda row: row["validation_accuracy"])["lr"], "table": table}
+
+
+def chosen_rate(tuning: dict, method: str, labels: int) -> float:
+    """The learning rate of a method at a number of labels per class; `tuning` comes from the record."""
+    return tuning[method][str(TUNED_AT[labels >= TUNED_AT[1]])]["chosen"]
 
 
 def score(run: Run, labels: int, lr: float) -> list[float]:
@@ -149,20 +156,27 @@ def score(run: Run, labels: int, lr: float) -> list[float]:
     return found
 
 
-def methods(messages: Messages) -> dict[str, tuple[Run, tuple[float, ...], tuple[int, ...]]]:
-    """Per method: how to run it, learning rates to choose from, and numbers of labels per class."""
-    minilm, blank = load_backbone("minilm"), load_backbone("minilm-random")
-    split = partial(split_by_seed, messages)
-    tuned, rates = partial(fully_tuned, minilm), (1e-4, 3e-4)
-    table: dict[str, tuple[Run, tuple[float, ...], tuple[int, ...]]] = {
-        "full fine-tuning": ((tuned, split, minilm.transform), rates, (4, 16)),
-        "LoRA": ((partial(lora_tuned, minilm), split, minilm.transform), (1e-3, 3e-3), (4, 16)),
+def methods(messages: Messages) -> dict[str, tuple[Run, tuple[float, ...]]]:
+    """Per method: how to run it, and the learning rates to choose from."""
+    minilm = load_backbone("minilm")
+    seed_everything(0)
+    blank = load_backbone("minilm-random")
+    split, slow, fast = partial(split_by_seed, messages), (1e-4, 3e-4), (3e-4, 1e-3)
+    table: dict[str, tuple[Run, tuple[float, ...]]] = {
+        "full fine-tuning": ((partial(fully_tuned, minilm), split, minilm.transform), slow),
+        "LoRA": ((partial(lora_tuned, minilm), split, minilm.transform), (1e-3, 3e-3)),
+        "random weights": ((partial(fully_tuned, blank), split, minilm.transform), fast),
     }
-    upper, part = cached(minilm, messages.part, top=2)
-    own = partial(split_by_seed, replace(messages, part=part))
-    table["last 2 layers"] = ((partial(top_tuned, upper), own, trimmed), (3e-4, 1e-3), (4, 16, 32))
-    table["random weights"] = ((partial(fully_tuned, blank), split, minilm.transform), (3e-4, 1e-3), (16,))
+    for top in TOPS:
+        upper, part = cached(minilm, messages.part, top=top)
+        own = partial(split_by_seed, replace(messages, part=part))
+        table[last(top)] = ((partial(top_tuned, upper), own, trimmed), fast)
     return table
+
+
+def last(top: int) -> str:
+    """The name of the method that trains the last `top` layers."""
+    return f"last {top} layer{'s' * (top > 1)}"
 
 
 def split_by_seed(messages: Messages, seed: int) -> Splits:
@@ -224,10 +238,9 @@ def record(path: Path) -> None:
     """Choose settings on validation, score every method and seed once on its test part, and keep what is done."""
     facts = {"what": "test accuracy by method, labels per class and seed", "runs": {}, "tuning": {}}
     facts |= provenance("python -m tlhelpers.recipes.text") | {"seeds": list(SEEDS)}
-    for name, (run, rates, sizes) in methods(load_messages()).items():
-        found = pick(run, 16, rates) if len(rates) > 1 else {"chosen": rates[0], "table": []}
-        facts["tuning"][name] = found
-        facts["runs"][name] = {labels: score(run, labels, found["chosen"]) for labels in sizes}
+    for name, (run, rates) in methods(load_messages()).items():
+        facts["tuning"][name] = {str(labels): pick(run, labels, rates) for labels in TUNED_AT}
+        facts["runs"][name] = {n: score(run, n, chosen_rate(facts["tuning"], name, n)) for n in STEPS}
         print(name, facts["runs"][name], flush=True)
         path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     if (cache_dir() / "text" / "sst2" / "dev.tsv").exists():
