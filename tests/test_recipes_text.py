@@ -8,7 +8,17 @@ import torch
 from tlhelpers.backbones import load_backbone
 from tlhelpers.data import few_shot
 from tlhelpers.messages import load_messages, split_messages
-from tlhelpers.recipes.text import RECORD, cached, features_of, logistic, lora_tuned, top_tuned, word_counts
+from tlhelpers.recipes.text import (
+    RECORD,
+    STEPS,
+    cached,
+    features_of,
+    logistic,
+    lora_tuned,
+    methods,
+    top_tuned,
+    word_counts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +83,7 @@ def test_word_counts_know_the_words_of_the_training_texts_only():
 def test_the_record_holds_every_seed_and_says_how_it_was_made():
     facts = json.loads(RECORD.read_text("utf-8"))
     assert {"command", "machine", "versions", "date", "seeds"} <= facts.keys()
-    assert {"full fine-tuning", "LoRA", "last 2 layers", "random weights"} <= facts["runs"].keys()
+    assert set(methods(load_messages())) == facts["runs"].keys()
+    assert all(by_labels.keys() == {str(n) for n in STEPS} for by_labels in facts["runs"].values())
     for by_labels in (*facts["runs"].values(), *facts["sst2"]["runs"].values()):
         assert all(len(runs) == len(facts["seeds"]) for runs in by_labels.values())

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import random
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -41,6 +42,8 @@ def setup(seed: int = 0) -> Machine:
     Raises:
         ValueError: `TLHELPERS_PROFILE` is set to something other than quick or full.
     """
+    # peft still reads an attribute that transformers has renamed; nothing that a learner could mend.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     seed_everything(seed)
     cores = available_cores()
     if "OMP_NUM_THREADS" not in os.environ:  # whoever set that has already decided

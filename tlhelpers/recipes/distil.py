@@ -41,17 +41,18 @@ BETAS = {"FitNets": 1.0, "attention": 1000.0}  # fixed beforehand, not tuned
 LAYERS = ("body.block3", "body.block3")  # of student and teacher: [N, 32, 4, 4] and [N, 64, 4, 4]
 
 
-def tiny_cnn(classes: int = 10) -> nn.Sequential:
-    """The student: [N, 1, 32, 32] -> [N, classes] with about 11,000 parameters."""
+def tiny_cnn(classes: int = 10, *, channels: int = 1, width: int = 1) -> nn.Sequential:
+    """The student: [N, channels, 32, 32] -> [N, classes] with about 11,000 * width^2 parameters."""
 
     def block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:  # halves the image
         convolution = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
         return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # [N, 32, 4, 4] -> [N, 128]
-    blocks = {"block1": block(1, 12, 5), "block2": block(12, 24, 3), "block3": block(24, 32, 3)}
+    first, second, third = 12 * width, 24 * width, 32 * width
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # [N, third, 4, 4] -> [N, 4 * third]
+    blocks = {"block1": block(channels, first, 5), "block2": block(first, second, 3), "block3": block(second, third, 3)}
     body = nn.Sequential(OrderedDict(**blocks, pool=pool))
-    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(128, classes)))
+    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(4 * third, classes)))
 
 
 def hard_answers(teacher: nn.Module) -> Objective:

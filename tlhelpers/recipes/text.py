@@ -1,4 +1,4 @@
-"""Record the runs of page 04 that are too slow for it: `python -m tlhelpers.recipes.text` (40 minutes on one CPU core).
+"""Record the slow runs of page 04: `python -m tlhelpers.recipes.text` (an hour on one busy CPU core).
 
 MiniLM on the shipped messages: full fine-tuning, LoRA, the last layers over cached lower ones, and
 the same network from random weights.  Each seed deals its own training pool and test part, in
