@@ -24,7 +24,6 @@ LEAVES = {
     "plots",
     "checks",
     "strategy",
-    "text",
 }
 MAY_IMPORT = {name: set() for name in LEAVES} | {
     "downloads": {"runtime"},
@@ -34,6 +33,7 @@ MAY_IMPORT = {name: set() for name in LEAVES} | {
     "data": {"diagnose", "runtime"},
     "datasets": {"augment", "data", "folders", "glyphs", "messages", "photos"},
     "messages": {"data", "runtime", "text"},
+    "text": {"runtime"},
     "train": {"runtime", "surgery"},
     "features": {"backbones", "data", "runtime"},
     "alignment": {"objectives", "transferability"},

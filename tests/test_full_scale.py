@@ -16,6 +16,7 @@ from sklearn.metrics import classification_report
 from test_photos import SHARED, needs_cache
 
 from tlhelpers.datasets import load_dataset
+from tlhelpers.objectives import distillation
 from tlhelpers.recipes import full_scale
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,22 @@ def test_page_03_real_weights_beat_random_ones(real_cache, capsys):
     assert tuned > scratch + 0.1
 
 
+@needs_cache
+def test_page_06_unlabelled_photographs_teach_a_student(real_cache, capsys):
+    run_section("06")
+    teacher, labels, soft = numbers_in(capsys.readouterr().out)
+    assert teacher > soft > labels + 0.05
+
+
+def test_a_remembered_teacher_gives_the_loss_of_one_that_is_asked():
+    teacher, student = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    x, rows = torch.randn(6, 4), torch.tensor([5, 0, 3])
+    logits = teacher(x).detach()
+    asked = distillation(teacher, temperature=2.0, alpha=1.0)(student, (x[rows], rows))
+    recalled = full_scale.remembered(logits, 2.0)(student, (x[rows], rows))
+    assert torch.allclose(asked["loss"], recalled["loss"], atol=1e-6)
+
+
 def save_letters_as_emnist(cache: Path) -> None:
     """Printed capitals in the files of EMNIST: the real ones are 562 MB."""
     characters, raw = load_dataset("glyphs"), cache / "torchvision" / "EMNIST" / "raw"
@@ -118,6 +135,7 @@ def test_the_record_reaches_what_the_course_promises():
     assert mean["probe", "50"] - mean["pixels + SVM", "50"] >= 0.25
     assert mean["probe", "50"] - mean["scratch", "50"] >= 0.15
     assert mean["fine-tuned", "400"] > mean["probe", "400"]
+    assert mean["student, soft targets", "50"] > mean["student, labels", "50"] + 0.08
 
 
 def test_rows_of_a_draw_are_found_in_the_features_of_the_whole_part():

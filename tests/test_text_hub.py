@@ -1,5 +1,7 @@
 """Encoders of the hub, from a folder that transformers saved: no network here."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_backbones import _Trap
@@ -43,6 +45,18 @@ def test_pickled_weights_are_never_opened(saved, capsys):
 def test_a_model_that_is_not_there_says_how_to_get_it():
     with pytest.raises(OSError, match=r"no/such-model could not be loaded.*prefetch --pages 04"):
         load_backbone("hub:no/such-model")
+
+
+def test_size_and_licence_are_printed_before_a_download(monkeypatch, capsys):
+    import huggingface_hub
+
+    file = SimpleNamespace(rfilename="model.safetensors", size=440_000_000)
+    about = SimpleNamespace(siblings=[file], card_data=SimpleNamespace(license="apache-2.0"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: about)
+    monkeypatch.setattr("tlhelpers.text.is_offline", lambda: False)
+    with pytest.raises(OSError, match="could not be loaded"):
+        load_backbone("hub:no/such-model")
+    assert "440 MB" in (said := capsys.readouterr().out) and "apache-2.0" in said
 
 
 def test_an_encoder_of_the_hub_is_fine_tuned_on_the_messages(saved):

