@@ -14,6 +14,7 @@ import pytest
 import torch
 from sklearn.metrics import classification_report
 from test_photos import SHARED, needs_cache
+from toys import save_tiny_bert
 
 from tlhelpers.datasets import load_dataset
 from tlhelpers.objectives import distillation
@@ -98,6 +99,18 @@ def save_letters_as_emnist(cache: Path) -> None:
         for kind, array in (("images-idx3", x), ("labels-idx1", y)):
             head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
             (raw / f"emnist-letters-{split}-{kind}-ubyte").write_bytes(head + array.tobytes())
+
+
+def test_page_04_fine_tunes_whatever_the_hubs_cache_holds_as_bert(tmp_path, monkeypatch, capsys):
+    """BERT itself is 440 MB; a BERT of one layer lies in its place."""
+    repository = tmp_path / "models--google-bert--bert-base-uncased"
+    save_tiny_bert(repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TLHELPERS_PROFILE", "full")
+    run_section("04")
+    assert "BERT, 16 labels per intent: 0." in capsys.readouterr().out
 
 
 @needs_cache

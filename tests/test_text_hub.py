@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_backbones import _Trap
+from toys import save_tiny_bert
 
 from tlhelpers.backbones import load_backbone
 from tlhelpers.recipes.full_scale import text_tuned
@@ -13,16 +14,7 @@ from tlhelpers.recipes.full_scale import text_tuned
 @pytest.fixture
 def saved(tmp_path):
     """A tiny BERT as a folder of the hub."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "book"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    BertModel(config).save_pretrained(tmp_path)
-    return tmp_path
+    return save_tiny_bert(tmp_path)
 
 
 def test_any_encoder_becomes_a_body_for_the_token_ids_of_its_own_tokenizer(saved):

@@ -1,6 +1,7 @@
 """Small models and data that several test files share."""
 
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -48,3 +49,18 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
 def differing(before: dict[str, torch.Tensor], module: nn.Module) -> list[str]:
     """Names of the parameters and buffers that are no longer bit-equal to `before`."""
     return [name for name, tensor in weights_of(module).items() if not torch.equal(tensor, before[name])]
+
+
+def save_tiny_bert(folder: Path) -> Path:
+    """A BERT of one layer and seven words, saved as transformers saves it."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "book"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
