@@ -7,7 +7,7 @@ WORKERS ?= 2
 # In a container one often is root, which JupyterLab refuses unless told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test notebooks lint clean
+.PHONY: lab test notebooks progress lint clean
 
 lab: .venv/ready
 	$(BIN)/python -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_start_here.ipynb
@@ -17,6 +17,11 @@ test: .venv/ready
 
 notebooks: .venv/ready
 	$(BIN)/python -m tlhelpers.recipes.pages
+
+# What you have solved, also as a table for an instructor.
+progress: .venv/ready
+	cd notebooks && ../$(BIN)/python -m tlhelpers progress
+	cd notebooks && ../$(BIN)/python -m tlhelpers progress --csv ../progress.csv
 
 lint: .venv/ready
 	$(BIN)/ruff check .

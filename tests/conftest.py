@@ -22,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     startup.mkdir(parents=True)
     (startup / "00-no-network.py").write_text((HERE / "no_network.py").read_text("utf-8"), "utf-8")
     os.environ |= {"IPYTHONDIR": str(profile), "HF_HUB_OFFLINE": "1", "TLHELPERS_CACHE": str(profile / "cache")}
+    os.environ["TLHELPERS_PROGRESS"] = str(profile / "progress.json")
     # A conftest's own hooks see the items of its folder only; a plugin sees the notebooks too.
     config.pluginmanager.register(PageReport())
 

@@ -25,9 +25,10 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     plots            figures that also say themselves in words
     widgets          interactive versions of plain functions
     diagnose         checks that find silent mistakes in a training program
+    scorebook        which exercises are solved: one small file
     checks           claims and exercises
     doctor           can the course run on this machine?
-    cli              `python -m tlhelpers doctor | prefetch`
+    cli              `python -m tlhelpers doctor | prefetch | progress`
     exercises/       the questions of each page
     recipes/         the scripts that made the shipped weights and recorded results
     assets/          what they made, each with a card

@@ -1,11 +1,15 @@
 """Claims that a page makes about itself, and exercises that answer back."""
 
 import contextlib
+import html
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tlhelpers import scorebook
+
+RIGHT = "\N{CHECK MARK} Right."
 _made: list[tuple[str, float, str]] = []  # the claims of this kernel, for `claims_table`
 
 
@@ -59,8 +63,11 @@ class Question:
     _hints_given: int = 0
 
     def check(self, answer: Any = ...) -> None:
-        """Say whether the answer is right, and if not, why."""
-        print(self.verdict(answer))
+        """Say whether the answer is right, and if not, why; a right one is kept in `scorebook`."""
+        reply = self.verdict(answer)
+        print(reply)
+        if reply == RIGHT:
+            scorebook.note(self)
 
     def verdict(self, answer: Any) -> str:
         """What `check` prints."""
@@ -71,7 +78,7 @@ class Question:
                 reason = self.judge(answer)
         except Exception as error:
             reason = f"running your answer raised {type(error).__name__}: {error}"
-        return "\N{CHECK MARK} Right." if reason is None else f"\N{MULTIPLICATION X} Not yet: {reason}"
+        return RIGHT if reason is None else f"\N{MULTIPLICATION X} Not yet: {reason}"
 
     def hint(self) -> None:
         """Print the next hint; the last one again when there are no more."""
@@ -80,8 +87,15 @@ class Question:
         print(f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
 
     def solution(self) -> None:
-        """Print an answer that passes."""
-        print(self.solution_text)
+        """Show an answer that passes: folded up in a notebook, as plain text elsewhere."""
+        from IPython import get_ipython
+        from IPython.display import display
+
+        if get_ipython() is None:
+            print(self.solution_text)
+            return
+        folded = f"<details><summary>Show the solution</summary><pre>{html.escape(self.solution_text)}</pre></details>"
+        display({"text/html": folded, "text/plain": self.solution_text}, raw=True)
 
 
 def question(

@@ -1,4 +1,4 @@
-"""`python -m tlhelpers doctor | prefetch`: is this machine ready, and what it lacks, fetched in advance.
+"""`python -m tlhelpers doctor | prefetch | progress`: is this machine ready, fetch what it lacks, what is solved.
 
 torch is imported inside the functions: the doctor must be able to speak when it is broken.
 """
@@ -32,9 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     fill.add_argument("--pages", help="such as 02,03; all pages when left out")
     fill.add_argument("--profile", choices=("quick", "full"), default="full", help="quick needs nothing")
     fill.add_argument("--to", type=Path, metavar="DIR", help="one folder for everything, to be shared")
+    solved = commands.add_parser("progress", help="show which exercises are solved, or make a table of a class")
+    solved.add_argument("files", nargs="*", type=Path, help="progress files of learners; your own when left out")
+    solved.add_argument("--csv", type=Path, metavar="FILE", help="write one row per learner and question")
     asked = parser.parse_args(arguments)
     if asked.command == "doctor":
         return doctor()
+    if asked.command == "progress":
+        return progress(asked.files, asked.csv)
     pages = asked.pages.split(",") if asked.pages else list(NEEDS)
     if unknown := [page for page in pages if not re.fullmatch(r"\d\d", page)]:
         parser.error(f"--pages {','.join(unknown)}: give two digits per page, such as 02,03")
@@ -64,6 +69,26 @@ def prefetch(pages: list[str], to: Path | None) -> int:
     if to is not None and wanted:
         print(f"To use it: TLHELPERS_CACHE={to} TORCH_HOME={to / 'torch'} HF_HOME={to / 'huggingface'}")
     return int(missing > 0)
+
+
+def progress(files: list[Path], table: Path | None) -> int:
+    """Show what is solved; several files are the books of several learners, named by their paths."""
+    from tlhelpers import scorebook
+
+    if missing := [path for path in files if not path.exists()]:
+        print(f"{', '.join(map(str, missing))}: no such file; give the {scorebook.FILE} of each learner")
+        return 1
+    books = {str(path): scorebook.read(path) for path in files} or {"me": scorebook.collected()}
+    if table is not None:
+        with table.open("w", encoding="utf-8", newline="") as to:
+            scorebook.export(books, to)
+        print(f"{table}: {len(books)} learner(s)")
+        return 0
+    for learner, solved in books.items():
+        print(f"{learner}: {len(solved)} of {sum(map(len, scorebook.questions().values()))} exercises")
+    if not files:
+        scorebook.show()
+    return 0
 
 
 def _fetch_one(name: str) -> list[Path]:

@@ -1,0 +1,108 @@
+"""What is solved is kept, whatever happens to the file."""
+
+import csv
+import errno
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tlhelpers import scorebook
+from tlhelpers.checks import Question
+from tlhelpers.cli import main
+from tlhelpers.exercises.page_05 import q1, q2
+
+EARLY, LATE = "2026-01-01T10:00:00+00:00", "2026-02-01T10:00:00+00:00"
+
+
+@pytest.fixture(autouse=True)
+def book(tmp_path, monkeypatch) -> Path:
+    scorebook._said.clear()
+    path = tmp_path / "notebooks" / "book.json"
+    monkeypatch.setenv("TLHELPERS_PROGRESS", str(path))
+    return path
+
+
+def test_only_right_answers_are_kept_and_the_first_time_counts(book, capsys):
+    q1.check("a")
+    q1.check(...)
+    assert not book.exists()
+    scorebook.write(book, {"05.q1": EARLY})
+    q1.check("b")
+    assert scorebook.read(book) == {"05.q1": EARLY}
+    scorebook.show()
+    shown = capsys.readouterr().out
+    assert "page 05  \N{CHECK MARK} \N{MIDDLE DOT} \N{MIDDLE DOT}  1 of 3" in shown
+
+
+def test_a_question_of_no_page_is_checked_but_not_kept(book, capsys):
+    Question("mine?", lambda answer: None, ["none"], "answer = 1").check(1)
+    assert "Right" in capsys.readouterr().out and not book.exists()
+
+
+def test_merging_is_commutative_and_idempotent_and_keeps_the_earliest_time():
+    one, other = {"05.q1": LATE, "05.q2": EARLY}, {"05.q1": EARLY, "06.q1": LATE}
+    both = scorebook.merged(one, other)
+    assert both == scorebook.merged(other, one) == scorebook.merged(both, one, other)
+    assert both == {"05.q1": EARLY, "05.q2": EARLY, "06.q1": LATE}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 1}', '{"version": 99, "solved": {}}', "\x00\xff", '{"a":']
+)
+def test_a_damaged_file_is_set_aside_and_a_new_one_begins(book, capsys, text):
+    book.parent.mkdir()
+    book.write_text(text, "utf-8")
+    q1.check("b")
+    assert set(scorebook.read(book)) == {"05.q1"}
+    assert book.with_name("book.json.damaged").read_text("utf-8") == text
+    assert "it is now book.json.damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_without_a_place_to_write_the_answer_is_judged_and_the_reason_said_once(book, capsys, monkeypatch, code):
+    scorebook.write(book, {"05.q2": EARLY})
+
+    def refuse(self, *_, **__):
+        raise OSError(code, "not here")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    q1.check("b")
+    q1.check("b")
+    said = capsys.readouterr().out
+    assert said.count("Right") == 2 and said.count("cannot be kept") == 1 and "not here" in said
+    assert scorebook.read(book) == {"05.q2": EARLY}
+
+
+def test_a_folder_that_cannot_be_written_gives_way_to_the_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("TLHELPERS_PROGRESS")
+    monkeypatch.chdir(tmp_path)
+    write = scorebook.write
+
+    def only_the_cache(path, solved):
+        if path.parent == tmp_path:
+            raise OSError(errno.EROFS, "read-only")
+        write(path, solved)
+
+    monkeypatch.setattr(scorebook, "write", only_the_cache)
+    scorebook.note(q2)
+    assert set(scorebook.collected()) == {"05.q2"} and not (tmp_path / scorebook.FILE).exists()
+
+
+def test_an_instructor_gets_a_table_of_the_class(tmp_path, capsys):
+    for name, solved in {"ada": {"05.q1": EARLY}, "bob": {}}.items():
+        scorebook.write(tmp_path / f"{name}.json", solved)
+    files = [str(tmp_path / "ada.json"), str(tmp_path / "bob.json")]
+    assert main(["progress", *files, "--csv", str(tmp_path / "class.csv")]) == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "class.csv").read_text("utf-8"))))
+    total = sum(map(len, scorebook.questions().values()))
+    assert len(rows) == 2 * total
+    assert [row["question"] for row in rows if row["solved"]] == ["q1"]
+    assert main(["progress", *files]) == 0 and f"1 of {total} exercises" in capsys.readouterr().out
+    assert main(["progress", str(tmp_path / "nobody.json")]) == 1
+
+
+def test_the_file_says_its_version(book):
+    scorebook.write(book, {"05.q1": EARLY})
+    assert json.loads(book.read_text("utf-8")) == {"version": 1, "solved": {"05.q1": EARLY}}
