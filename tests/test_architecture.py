@@ -36,6 +36,7 @@ MAY_IMPORT = {name: set() for name in LEAVES} | {
     "messages": {"data", "runtime", "text"},
     "train": {"runtime", "surgery"},
     "features": {"backbones", "data", "runtime"},
+    "feature_files": {"backbones", "features"},
     "alignment": {"objectives", "transferability"},
     "pseudo_labels": {"features", "transferability"},
     "widgets": {"plots"},
