@@ -13,9 +13,9 @@ from tlhelpers.train import fit
 
 # Row: network, shape of an example, batches of 32 per round, rounds.
 CASES = {
-    "loop/resnet18": (resnet18, (3, 64, 64), 2, 25),
-    "loop/smallest network": (tiny_cnn, (1, 32, 32), 40, 25),
-    "loop/linear head": (partial(nn.Linear, 96, 10), (96,), 200, 25),
+    "loop/resnet18": (resnet18, (3, 64, 64), 2, 21),
+    "loop/smallest network": (tiny_cnn, (1, 32, 32), 40, 15),
+    "loop/linear head": (partial(nn.Linear, 96, 10), (96,), 200, 15),
 }
 
 

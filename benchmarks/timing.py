@@ -76,7 +76,7 @@ def save(name: str, rows: dict[str, dict], raw: dict) -> None:
 
 
 def use_one_thread() -> None:
-    """One torch thread, unless OMP_NUM_THREADS says otherwise: two processes on two cores then disturb each other little."""
+    """One torch thread, unless OMP_NUM_THREADS says otherwise."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
