@@ -89,6 +89,8 @@ ROWS = [
     Row("pages/slowest", "slowest page as saved, seconds", 60, because="see `pages.json` for all pages"),
     Row("threads/two processes", "two trainings at a time: two threads each / one each"),
     Row("threads/probe", "regression with BLAS on all cores / linear_probe"),
+    Row("scale/side", "ResNet-18 at 128 px: measured time / predicted from 64 px by operations"),
+    Row("scale/training", "ResNet-18 at 64 px: time of a training step / three forward passes"),
     Row("processes/efficiency", "two processes on accelerate: speed-up / 2", because="no results/processes.json here"),
     *_gpu(),
 ]

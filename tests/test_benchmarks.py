@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import seeds, table, timing  # noqa: E402
 from benchmarks.table import ROWS, Row, draw, load, verdict  # noqa: E402
 
-GROUPS = ("loop", "rivals", "seeds", "features", "streaming", "pages", "threads", "processes", "gpu")
+GROUPS = ("loop", "rivals", "seeds", "features", "streaming", "pages", "threads", "scale", "processes", "gpu")
 
 
 def test_every_group_of_the_plan_has_rows_and_no_row_stands_twice():
@@ -91,3 +91,11 @@ def test_every_script_that_the_command_runs_exists():
     text = (Path(table.__file__).parent / "__main__.py").read_text("utf-8")
     scripts = {path.stem for path in Path(table.__file__).parent.glob("*.py")}
     assert {name for name in GROUPS if f'"{name}"' in text} <= scripts
+
+
+def test_the_page_of_arithmetic_holds_the_numbers_of_the_files():
+    from benchmarks import scale
+
+    text = scale.PAGE.read_text("utf-8")
+    assert scale.with_tables(text) == text
+    assert scale.with_tables(text.replace("GFLOP/s (ResNet-18", "TFLOP/s (ResNet-18")) == text

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tlhelpers.backbones import Backbone
 from tlhelpers.data import Part, as_float
-from tlhelpers.runtime import cache_dir, pick_device
+from tlhelpers.runtime import autocast, cache_dir, mixed_precision, pick_device
 
 C_GRID = (0.01, 0.1, 1.0)  # inverse strengths of the L2 penalty that `linear_probe` chooses from
 
@@ -78,6 +78,8 @@ def extract_features(
 ) -> Features:
     """Features of every example, in order, from the body in eval mode and without gradients.
 
+    On a GPU the body runs in reduced precision, as it does under `fit`.
+
     Args:
         layer: name of a submodule whose output is taken instead, averaged over positions if it is
             a feature map [N, D, H, W]; the body's own output when None.
@@ -103,7 +105,8 @@ def feature_function(
     @torch.inference_mode()
     def outputs(x: Tensor) -> Tensor:
         caught.clear()
-        module(backbone.transform(as_float(x.to(device))))
+        with autocast(device, mixed_precision(device)):
+            module(backbone.transform(as_float(x.to(device))))
         if len(caught) != 1:
             raise ValueError(f"layer {layer!r} runs {len(caught)} times per pass; take one that runs once")
         return _flat(caught[0]).float().cpu()
