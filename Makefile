@@ -7,7 +7,7 @@ WORKERS ?= 2
 # In a container one often is root, which JupyterLab refuses unless told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test notebooks progress lint clean
+.PHONY: lab test notebooks progress lint bench clean
 
 lab: .venv/ready
 	$(BIN)/python -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_start_here.ipynb
@@ -27,8 +27,12 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# About ten minutes on one core; the alternatives that it compares with stay in an environment of their own.
+bench: .venv-bench/ready
+	$(TEST_ENV) .venv-bench/bin/python -m benchmarks
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-bench build *.egg-info
 
 # uv installs the same set as pip in a fifth of the time.
 .venv/ready: pyproject.toml constraints.txt
@@ -36,4 +40,9 @@ clean:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[lab,test]"
+	touch $@
+
+.venv-bench/ready: .venv/ready benchmarks/requirements.txt
+	test -x .venv-bench/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-bench
+	$(BIN)/uv pip install --quiet --python .venv-bench/bin/python --constraint constraints.txt --editable . -r benchmarks/requirements.txt
 	touch $@

@@ -37,6 +37,7 @@ MAY_IMPORT = {name: set() for name in LEAVES} | {
     "checks": {"scorebook"},
     "train": {"runtime", "surgery"},
     "features": {"backbones", "data", "runtime"},
+    "feature_files": {"backbones", "features"},
     "alignment": {"objectives", "transferability"},
     "pseudo_labels": {"features", "transferability"},
     "widgets": {"plots"},

@@ -37,6 +37,16 @@ def test_features_are_those_of_a_direct_pass_in_eval_mode_in_order():
     assert differing(before, backbone.module) == []
 
 
+def test_where_the_device_has_reduced_precision_the_body_uses_it_and_features_are_float32_all_the_same(monkeypatch):
+    backbone, part = toy_backbone(), toy_images(10)
+    exact = extract_features(backbone, part, device=CPU).x
+    monkeypatch.setattr(features, "mixed_precision", lambda _device: torch.bfloat16)
+    found = extract_features(backbone, part, device=CPU).x
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    assert torch.allclose(found, exact, atol=0.02)  # bfloat16 keeps 8 bits
+
+
 @pytest.mark.parametrize("layer", ["conv", "relu", "pool.0"])
 def test_a_named_layer_gives_its_mean_over_positions(layer):
     backbone, part = toy_backbone(), toy_images()

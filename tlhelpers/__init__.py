@@ -22,6 +22,7 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     datasets         named data sets
     train            the loop
     features         run a frozen body once; probes
+    feature_files    the same for data larger than memory
     plots            figures that also say themselves in words
     widgets          interactive versions of plain functions
     diagnose         checks that find silent mistakes in a training program

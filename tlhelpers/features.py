@@ -3,6 +3,8 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from tlhelpers.backbones import Backbone
 from tlhelpers.data import Part, as_float
-from tlhelpers.runtime import cache_dir, pick_device
+from tlhelpers.runtime import autocast, cache_dir, mixed_precision, pick_device
 
 C_GRID = (0.01, 0.1, 1.0)  # inverse strengths of the L2 penalty that `linear_probe` chooses from
 
@@ -76,6 +78,8 @@ def extract_features(
 ) -> Features:
     """Features of every example, in order, from the body in eval mode and without gradients.
 
+    On a GPU the body runs in reduced precision, as it does under `fit`.
+
     Args:
         layer: name of a submodule whose output is taken instead, averaged over positions if it is
             a feature map [N, D, H, W]; the body's own output when None.
@@ -84,23 +88,33 @@ def extract_features(
         ValueError: no such submodule, one that does not run exactly once per pass, or an output that
             is neither [N, D] nor [N, D, H, W].
     """
+    with feature_function(backbone, layer=layer, device=device) as outputs:
+        return Features(torch.cat([outputs(x) for x in part.x.split(batch_size)]), part.y)
+
+
+@contextmanager
+def feature_function(
+    backbone: Backbone, *, layer: str | None = None, device: torch.device | None = None
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What `extract_features` does to one batch: raw inputs [n, ...] to features float32 [n, D] on the CPU."""
     device = device or pick_device()
     module = backbone.module.to(device).eval()
     caught: list[Tensor] = []
     hook = _layer(module, layer).register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+
+    @torch.inference_mode()
+    def outputs(x: Tensor) -> Tensor:
+        caught.clear()
+        with autocast(device, mixed_precision(device)):
+            module(backbone.transform(as_float(x.to(device))))
+        if len(caught) != 1:
+            raise ValueError(f"layer {layer!r} runs {len(caught)} times per pass; take one that runs once")
+        return _flat(caught[0]).float().cpu()
+
     try:
-        with torch.inference_mode():
-            for x in part.x.split(batch_size):
-                before = len(caught)
-                module(backbone.transform(as_float(x.to(device))))
-                if len(caught) != before + 1:
-                    raise ValueError(
-                        f"layer {layer!r} runs {len(caught) - before} times per pass; take one that runs once"
-                    )
-                caught[-1] = _flat(caught[-1]).float().cpu()
+        yield outputs
     finally:
         hook.remove()
-    return Features(torch.cat(caught).clone(), part.y)
 
 
 def _layer(module: nn.Module, name: str | None) -> nn.Module:

@@ -1,0 +1,87 @@
+"""Side-by-side timing: contenders take turns in one process, and neighbours in time are compared.
+
+Whatever else the machine does hits all contenders of a round alike, so a ratio within a round is steadier
+than any of its two times.  A result is the median of these ratios; its spread is the middle half of them.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from tlhelpers.recipes import provenance
+from tlhelpers.runtime import available_cores
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torchvision", "scikit-learn", "pytorch-lightning", "transformers", "fastai", "skorch", "accelerate")
+SMOKE = os.environ.get("BENCH_SMOKE") == "1"  # once around at tiny sizes: do the scripts still run?
+
+
+def interleaved(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Wall seconds of every contender in every round, after one round that is not counted.
+
+    The order is turned by one from round to round, so that nobody always follows the same neighbour.
+    """
+    names = list(contenders)
+    for name in names:
+        contenders[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(repeats):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            began = time.perf_counter()
+            contenders[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and quartiles: {"value", "low", "high"}; all three are the value itself if there is one only."""
+    low, middle, high = statistics.quantiles(values, method="inclusive") if len(values) > 1 else values * 3
+    return {"value": round(middle, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def ratio(seconds: dict[str, list[float]], ours: str, theirs: str) -> dict[str, float]:
+    """Summary of `ours / theirs`, round by round."""
+    return summary([a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True)])
+
+
+def fastest(seconds: dict[str, list[float]], names: list[str]) -> str:
+    """The contender among `names` with the smallest median."""
+    return min(names, key=lambda name: statistics.median(seconds[name]))
+
+
+def save(name: str, rows: dict[str, dict], raw: dict) -> None:
+    """Write `results/NAME.json`: the rows of the table, what was measured, and where and when.
+
+    Args:
+        rows: {row: {"value", "low", "high", ...}}; rows are those of `table.ROWS`.
+        raw: everything that the rows were computed from.
+    """
+    versions = {package: metadata.version(package) for package in PACKAGES if _installed(package)}
+    facts = provenance(f"python -m benchmarks.{name}")
+    facts["versions"] |= versions
+    facts |= {"cores": available_cores(), "load_average": [round(load, 2) for load in os.getloadavg()]}
+    rounded = json.loads(json.dumps({"rows": rows, "raw": raw}), parse_float=lambda text: float(f"{float(text):.5g}"))
+    text = json.dumps(facts | rounded, indent=1) + "\n"
+    for row, found in rows.items():
+        print(f"{row:<40} {found['value']:.4g} [{found['low']:.4g}, {found['high']:.4g}]", flush=True)
+    if not SMOKE:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text, "utf-8")
+
+
+def use_one_thread() -> None:
+    """One torch thread, unless OMP_NUM_THREADS says otherwise."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False

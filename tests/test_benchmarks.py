@@ -1,0 +1,101 @@
+"""The table of `make bench` is drawn from its files; no time is asserted here."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import seeds, table, timing  # noqa: E402
+from benchmarks.table import ROWS, Row, draw, load, verdict  # noqa: E402
+
+GROUPS = ("loop", "rivals", "seeds", "features", "streaming", "pages", "threads", "scale", "processes", "gpu")
+
+
+def test_every_group_of_the_plan_has_rows_and_no_row_stands_twice():
+    assert {row.key.split("/")[0] for row in ROWS} == set(GROUPS)
+    assert len({row.key for row in ROWS}) == len(ROWS)
+
+
+def test_every_measured_row_is_in_the_table_and_every_row_of_a_file_was_measured():
+    found = load()
+    assert set(found) <= {row.key for row in ROWS}
+    measured = {path.stem for path in timing.RESULTS.glob("*.json")}
+    assert {row.key for row in ROWS if row.key.split("/")[0] in measured} == set(found)
+
+
+def test_every_result_says_where_it_comes_from_and_follows_from_its_raw_numbers():
+    for path in timing.RESULTS.glob("*.json"):
+        facts = json.loads(path.read_text("utf-8"))
+        assert set(facts) >= {"command", "machine", "versions", "date", "cores", "rows", "raw"}, path.name
+    loop = json.loads((timing.RESULTS / "loop.json").read_text("utf-8"))
+    for row, seconds in loop["raw"].items():
+        assert timing.ratio(seconds, "fit", "hand")["value"] == pytest.approx(loop["rows"][row]["value"], rel=1e-3)
+
+
+def test_the_table_shows_a_changed_file(tmp_path):
+    (tmp_path / "loop.json").write_text(json.dumps({"rows": {"loop/resnet18": {"value": 9, "low": 8, "high": 10}}}))
+    drawn = draw(load(tmp_path)).splitlines()
+    assert len(drawn) == len(ROWS) + 2
+    assert "| 9 [8, 10] | <= 1.03 | missed by 7.97" in drawn[2]
+    assert sum("not measured" in line for line in drawn) == len(ROWS) - 1
+
+
+@pytest.mark.parametrize(
+    ("row", "value", "expected"),
+    [
+        (Row("a/b", "", at_most=1.0), 1.0, "met"),
+        (Row("a/b", "", at_least=3.0), 3.5, "met"),
+        (Row("a/b", "", at_least=3.0, because="of rain"), 2.9, "missed by 0.1 (within the spread) because of rain"),
+        (Row("a/b", "", at_most=1.0, because="of rain"), 2.0, "missed by 1 because of rain"),
+        (Row("a/b", ""), 2.0, "for orientation"),
+    ],
+)
+def test_verdicts(row, value, expected):
+    assert verdict(row, {"value": value, "low": value - 0.2, "high": value + 0.2}) == expected
+
+
+def test_a_row_that_was_not_measured_says_how_to_measure_it():
+    assert verdict(Row("loop/x", ""), None) == "not measured: run python -m benchmarks.loop"
+
+
+def test_contenders_take_turns_and_neither_is_always_first():
+    calls = []
+    seconds = timing.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert "".join(calls) == "ab" + "ab" + "ba"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_each_round():
+    seconds = {"ours": [1.0, 4.0, 9.0], "theirs": [1.0, 2.0, 3.0]}
+    assert timing.ratio(seconds, "ours", "theirs") == {"value": 2.0, "low": 1.5, "high": 2.5}
+    assert timing.fastest(seconds, ["ours", "theirs"]) == "theirs"
+
+
+@pytest.mark.parametrize("row", ["seeds/linear head", "seeds/student of page 06"])
+def test_networks_trained_at_once_lose_as_networks_trained_in_turn(row):
+    network, shape, *_ = seeds.CASES[row]
+    torch.manual_seed(0)
+    models = [seeds.without_running_statistics(network()) for _ in range(3)]
+    x, y = torch.rand(3, 8, *shape), torch.randint(0, 10, (3, 8))
+    together, in_turn = seeds.at_once(models, x, y), seeds.one_by_one(models, x, y)
+    for _ in range(3):
+        torch.testing.assert_close(together(), in_turn(), atol=2e-3, rtol=2e-3)
+
+
+def test_every_script_that_the_command_runs_exists():
+    text = (Path(table.__file__).parent / "__main__.py").read_text("utf-8")
+    scripts = {path.stem for path in Path(table.__file__).parent.glob("*.py")}
+    assert {name for name in GROUPS if f'"{name}"' in text} <= scripts
+
+
+def test_the_page_of_arithmetic_holds_the_numbers_of_the_files():
+    from benchmarks import scale
+
+    text = scale.PAGE.read_text("utf-8")
+    assert scale.with_tables(text) == text
+    assert scale.with_tables(text.replace("GFLOP/s (ResNet-18", "TFLOP/s (ResNet-18")) == text
