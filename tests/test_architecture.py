@@ -24,6 +24,7 @@ LEAVES = {
     "plots",
     "checks",
     "strategy",
+    "tensor_files",
     "text",
 }
 MAY_IMPORT = {name: set() for name in LEAVES} | {
@@ -35,7 +36,7 @@ MAY_IMPORT = {name: set() for name in LEAVES} | {
     "datasets": {"augment", "data", "folders", "glyphs", "messages", "photos"},
     "messages": {"data", "runtime", "text"},
     "train": {"runtime", "surgery"},
-    "features": {"backbones", "data", "runtime"},
+    "features": {"backbones", "data", "runtime", "tensor_files"},
     "alignment": {"objectives", "transferability"},
     "pseudo_labels": {"features", "transferability"},
     "widgets": {"plots"},
