@@ -7,13 +7,26 @@ WORKERS ?= 2
 # In a container one often is root, which JupyterLab refuses unless told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test notebooks progress lint bench clean
+.PHONY: lab test test-faults test-seeds audit notebooks progress lint bench clean
 
 lab: .venv/ready
 	$(BIN)/python -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_start_here.ipynb
 
 test: .venv/ready
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+
+# Faults put in on purpose, long runs and damaged files; keeps the table in docs/faults.md.
+test-faults: .venv/ready
+	$(TEST_ENV) HYPOTHESIS_PROFILE=large $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadscope \
+	  -m "faults or fault_table" --fault-table docs/faults.md
+
+# Every page with other seeds: which claims hold by luck?
+test-seeds: .venv/ready
+	$(TEST_ENV) HF_HUB_OFFLINE=1 $(BIN)/python -m tlhelpers.recipes.seeds
+
+# Known vulnerabilities of the tested versions; asks a service on the network.
+audit: .venv/ready
+	$(BIN)/uv tool run pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 notebooks: .venv/ready
 	$(BIN)/python -m tlhelpers.recipes.pages

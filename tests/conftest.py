@@ -14,6 +14,8 @@ KERNEL_LIMIT_MIB = 1536  # Binder kills a kernel at 2 GB in all, JupyterLab incl
 sys.path.insert(0, str(HERE))
 import no_network  # noqa: E402, F401
 
+pytest_plugins = ["fault_table"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # Kernels are processes of their own: they take the guard from an IPython start-up file.

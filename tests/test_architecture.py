@@ -23,6 +23,7 @@ LEAVES = {
     "glyphs",
     "plots",
     "strategy",
+    "tensor_files",
 }
 MAY_IMPORT = {name: set() for name in LEAVES} | {
     "downloads": {"runtime"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {name: set() for name in LEAVES} | {
     "scorebook": {"runtime"},
     "checks": {"scorebook"},
     "train": {"runtime", "surgery"},
-    "features": {"backbones", "data", "runtime"},
+    "features": {"backbones", "data", "runtime", "tensor_files"},
     "feature_files": {"backbones", "features"},
     "alignment": {"objectives", "transferability"},
     "pseudo_labels": {"features", "transferability"},

@@ -13,6 +13,7 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     strategy         from a few measurements to a strategy, with reasons
     data             parts, splits, few-shot subsets, batches resident on the device
     downloads        files from the network, resumed and checked
+    tensor_files     a tensor in a file, checked when read
     augment          random variation of whole batches of images
     glyphs           printed characters, drawn from matplotlib's fonts
     text             tokens, pooling and layers of a pretrained transformer

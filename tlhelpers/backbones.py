@@ -179,6 +179,19 @@ def photo_weights(name: str) -> tuple[object, Remote]:
     return weights, Remote(weights.url, f"sha256:{digest}", licence=licence)
 
 
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """What torch saved at `path`, if it is tensors and not code.
+
+    Raises:
+        OSError: it is damaged, or it asks for code to be run.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(f"{path} cannot be used as weights ({why}); remove it, so that it is fetched again") from error
+
+
 def _load_photo_net(name: str, image_size: int | None) -> Backbone:
     from torchvision.models import get_model
 
@@ -186,10 +199,13 @@ def _load_photo_net(name: str, image_size: int | None) -> Backbone:
     path = torch_home() / "hub" / "checkpoints" / remote.name
     if not path.exists():
         print(f"{name}: {weights.meta['_file_size']:.0f} MB from {remote.url}; {remote.licence}")
-    state = torch.load(fetch(remote, path), map_location="cpu", weights_only=True)  # tensors, never code
+    state = _tensors(fetch(remote, path))
     own = {"transform_input": True, "init_weights": False} if cut.network == "inception_v3" else {}
     net = get_model(cut.network, weights=None, **own)
-    net.load_state_dict(state)
+    try:
+        net.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise OSError(f"{path} does not hold the weights of {cut.network} ({error}); remove it") from error
     head = cut_off(net, cut)
     sizes = {"crop_size": image_size, "resize_size": image_size} if image_size else {}
     card = {"name": name, "weights": str(weights), "file": str(path), "licence": remote.licence, "url": remote.url}

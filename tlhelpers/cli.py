@@ -114,21 +114,35 @@ def _verified(files: list[Path]) -> str:
     Raises:
         OSError: a file that changed since it was fetched; it is removed, so that a new run fetches it.
     """
+    from filelock import FileLock
+
     from tlhelpers.downloads import digest_of
     from tlhelpers.runtime import cache_dir
 
     manifest = cache_dir() / "manifest.json"
-    listed = json.loads(manifest.read_text("utf-8")) if manifest.exists() else {}
-    known = 0
-    for path in files:
-        key = os.path.relpath(path, cache_dir())
-        digest = digest_of(path)
-        if listed.setdefault(key, digest) != digest:
-            path.unlink()
-            raise OSError(f"{path} is not what was fetched before; it is removed, run this again")
-        known += 1
     manifest.parent.mkdir(parents=True, exist_ok=True)
-    aside = manifest.with_suffix(".part")
-    aside.write_text(json.dumps(listed, indent=1, sort_keys=True), "utf-8")
-    os.replace(aside, manifest)
-    return f"{known} files, {sum(p.stat().st_size for p in files) / 1e6:,.0f} MB"
+    with FileLock(f"{manifest}.lock"):  # two at once would each drop what the other has added
+        listed = _listed(manifest)
+        for path in files:
+            key = os.path.relpath(path, cache_dir())
+            digest = digest_of(path)
+            if listed.setdefault(key, digest) != digest:
+                path.unlink()
+                raise OSError(f"{path} is not what was fetched before; it is removed, run this again")
+        aside = manifest.with_suffix(".part")
+        aside.write_text(json.dumps(listed, indent=1, sort_keys=True), "utf-8")
+        os.replace(aside, manifest)
+    return f"{len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:,.0f} MB"
+
+
+def _listed(manifest: Path) -> dict[str, str]:
+    """File -> sha256, as an earlier run wrote it."""
+    if not manifest.exists():
+        return {}
+    try:
+        listed = json.loads(manifest.read_text("utf-8"))
+    except ValueError as error:
+        raise OSError(f"{manifest} is damaged ({error}); remove it, and it is written anew") from error
+    if not isinstance(listed, dict):
+        raise OSError(f"{manifest} is damaged (it holds no table of files); remove it, and it is written anew")
+    return listed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tlhelpers.diagnose import overlap
-from tlhelpers.runtime import pick_device
+from tlhelpers.runtime import pick_device, shifted
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def few_shot(part: Part, labels_per_class: int, *, seed: int) -> Part:
     """
     if labels_per_class < 1:
         raise ValueError(f"labels_per_class is {labels_per_class}; it must be at least 1")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(shifted(seed))
     rows = []
     for label, name in enumerate(part.classes):
         members = (part.y == label).nonzero().flatten()
@@ -191,7 +191,7 @@ class TensorLoader:
         return self.steps or math.ceil(len(self.part) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator(self.device).manual_seed(shifted(self.seed) * 1_000_003 + self.epoch)
         self.epoch += 1
         for rows in self._order(generator).split(self.batch_size):
             x, y = as_float(self.x[rows]), self.y[rows]

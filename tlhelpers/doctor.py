@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def _run(code: str) -> str:
     return done.stdout.strip()
 
 
+@cache
+def _torch_loads() -> None:
+    """Try it in an interpreter of its own: a broken build can end the process that imports it."""
+    try:
+        _run("import torch")
+    except RuntimeError as error:
+        raise RuntimeError(f"not checked, because torch cannot be imported ({error})") from None
+
+
 def _torch_pair() -> str:
     try:
         return _run("import torch, torchvision; torchvision.ops.nms; print('torchvision', torchvision.__version__)")
@@ -94,6 +104,7 @@ def _memory() -> str:
 
 
 def _disk() -> str:
+    _torch_loads()
     from tlhelpers.runtime import cache_dir
 
     place = next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())
@@ -104,6 +115,7 @@ def _disk() -> str:
 
 
 def _writing() -> str:
+    _torch_loads()
     from tlhelpers.runtime import cache_dir
 
     for folder in (Path.cwd(), cache_dir()):
@@ -114,6 +126,7 @@ def _writing() -> str:
 
 
 def _shipped() -> str:
+    _torch_loads()
     from tlhelpers.backbones import SHIPPED, load_backbone
 
     for name in SHIPPED:
@@ -122,6 +135,7 @@ def _shipped() -> str:
 
 
 def _caches() -> str:
+    _torch_loads()
     from tlhelpers.backbones import CUTS, photo_weights
     from tlhelpers.runtime import torch_home
 
@@ -130,6 +144,7 @@ def _caches() -> str:
 
 
 def _network() -> str:
+    _torch_loads()
     from tlhelpers.runtime import is_offline
 
     if is_offline():

@@ -1,8 +1,7 @@
 """Run a frozen body once, keep what comes out, and put a simple classifier on top."""
 
 import hashlib
-import os
-import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from tlhelpers.backbones import Backbone
 from tlhelpers.data import Part, as_float
 from tlhelpers.runtime import autocast, cache_dir, mixed_precision, pick_device
+from tlhelpers.tensor_files import keep_tensor, kept_tensor
 
 C_GRID = (0.01, 0.1, 1.0)  # inverse strengths of the L2 penalty that `linear_probe` chooses from
 
@@ -137,7 +137,7 @@ def _flat(output: Tensor) -> Tensor:
 def cached_features(
     backbone: Backbone, part: Part, *, layer: str | None = None, folder: Path | None = None
 ) -> Features:
-    """`extract_features`, kept on disk.
+    """`extract_features`, kept on disk.  A kept file that is damaged is made anew, with a warning.
 
     The key covers the part (name, indices, the inputs themselves, what was done to them) and the
     body (layers, weights, transform): whatever changes, a stale file is never read.
@@ -145,29 +145,25 @@ def cached_features(
     Args:
         folder: where to keep the files; `runtime.cache_dir() / "features"` when None.
 
-    Raises:
-        OSError: the folder cannot be written; the message says how to choose another.
+    A folder that cannot be written (read-only, full) costs a warning, which says how to choose another,
+    and not the features.
     """
     folder = folder or cache_dir() / "features"
     path = folder / f"{feature_key(backbone, part, layer)}.safetensors"
     if path.exists():
-        return Features(load_file(path)["x"], part.y)
+        try:
+            return Features(kept_tensor(path, len(part)), part.y)
+        except (OSError, SafetensorError, ValueError) as error:
+            warnings.warn(f"{path} cannot be used ({error}); its features are computed again", stacklevel=2)
     features = extract_features(backbone, part, layer=layer)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-        os.close(handle)
-        try:
-            save_file({"x": features.x}, temporary)
-            os.replace(temporary, path)  # a reader sees the whole file or none
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise OSError(
-            f"cannot keep features in {folder} ({error.strerror or error}); set TLHELPERS_CACHE to a folder "
-            "you can write to, or call extract_features, which keeps nothing"
-        ) from error
+        keep_tensor(path, features.x)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"cannot keep features in {folder} ({getattr(error, 'strerror', None) or error}); they will be computed "
+            "again next time: set TLHELPERS_CACHE to a folder with room that you can write to",
+            stacklevel=2,
+        )
     return features
 
 

@@ -40,7 +40,7 @@ class Reading:
         lines = [f"{len(self.images)} images from {self.low[0]}x{self.low[1]} to {self.high[0]}x{self.high[1]} pixels"]
         for title, files in (("not usable", self.unreadable), ("turned into RGB", self.changed)):
             shown = [f"  {name}: {why}" for name, why in list(files.items())[:10]]
-            more = [f"  ... and {len(files) - 10} more"] if len(files) > 10 else []
+            more = [f"  ... and {len(files) - 10} more (folders.examine lists all)"] if len(files) > 10 else []
             lines += [f"{len(files)} {title}:", *shown, *more] if files else []
         return "\n".join(lines)
 
@@ -90,6 +90,13 @@ def read_folder(folder: Path, *, image_size: int | None = None, skip_unreadable:
     return Splits(parts["train"], parts["validation"], parts["test"])
 
 
+def examine(folder: Path) -> Reading:
+    """What becomes of every file below a folder: an image of its own size, or in `unreadable` with the reason."""
+    reading = Reading()
+    _read_files(reading, folder, folder, 0, None)
+    return reading
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if len(names) < 2:
@@ -101,33 +108,40 @@ def _read(folder: Path, classes: tuple[str, ...], image_size: int | None) -> Rea
     reading = Reading()
     for label, name in enumerate(classes):
         before = len(reading.images)
-        for path in sorted(p for p in (folder / name).rglob("*") if p.is_file() and not p.name.startswith(".")):
-            short = str(path.relative_to(folder))
-            try:
-                image, size, was = decode(path, image_size)
-            except Exception as error:  # a decoder may raise anything when a file is damaged
-                reading.unreadable[short] = f"{type(error).__name__}: {error}"
-                continue
-            reading.images.append(image)
-            reading.labels.append(label)
-            reading.low = tuple(map(min, reading.low, size))
-            reading.high = tuple(map(max, reading.high, size))
-            if was != "RGB":
-                reading.changed[short] = was
+        _read_files(reading, folder, folder / name, label, image_size)
         if len(reading.images) == before:
             raise ValueError(f"{folder / name} holds no usable image {reading.unreadable or ''}; add some or remove it")
     return reading
+
+
+def _read_files(reading: Reading, folder: Path, place: Path, label: int, image_size: int | None) -> None:
+    """Add all files below `place` to `reading`, under their names from `folder` on."""
+    for path in sorted(p for p in place.rglob("*") if not p.is_dir() and not p.name.startswith(".")):
+        short = str(path.relative_to(folder))
+        try:
+            image, size, was = decode(path, image_size)
+        except Exception as error:  # a decoder may raise anything when a file is damaged
+            reading.unreadable[short] = f"{type(error).__name__}: {error}"
+            continue
+        reading.images.append(image)
+        reading.labels.append(label)
+        reading.low = tuple(map(min, reading.low, size))
+        reading.high = tuple(map(max, reading.high, size))
+        if was != "RGB":
+            reading.changed[short] = was
 
 
 def decode(path: Path, image_size: int | None) -> tuple[Tensor, tuple[int, int], str]:
     """An image file as uint8 [3, H, W], its (width, height) in the file, and what it was ("RGB" if nothing else).
 
     Raises:
-        ValueError: more than 50 million pixels, or more than 8 bits per channel.
+        ValueError: not a regular file, more than 50 million pixels, or more than 8 bits per channel.
         Exception: whatever the decoder raises when the file is damaged.
     """
     from PIL import Image, ImageOps
 
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError("not a file, or a link that leads nowhere")
     with Image.open(path) as file:
         size, was = file.size, file.mode
         if size[0] * size[1] > MAX_PIXELS:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tlhelpers.data import Part, Splits
-from tlhelpers.runtime import cache_dir
+from tlhelpers.runtime import cache_dir, shifted
 from tlhelpers.text import Tokens, load_tokens
 
 INTENTS = Path(__file__).parent / "assets" / "intents.tsv"
@@ -23,11 +23,11 @@ def read_table(path: Path, *columns: str) -> list[list[str]]:
         columns: names in the first line; the columns of a file without such a line when none is given.
 
     Raises:
-        ValueError: bytes that are not UTF-8, a line with too few or too many fields, or no such
+        ValueError: an empty file, bytes that are not UTF-8, a line with too few or too many fields, or no such
             column; the message names the line.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").rstrip("\n").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ValueError(
@@ -35,6 +35,8 @@ def read_table(path: Path, *columns: str) -> list[list[str]]:
             "(if it is Latin-1: iconv -f latin1 -t utf-8)"
         ) from error
     rows = [line.rstrip("\r").split("\t") for line in lines]
+    if rows == [[""]]:
+        raise ValueError(f"{path} is empty; give a file with one example per line")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
             raise ValueError(f"{path}, line {number}: {len(row)} fields, but the first line has {len(rows[0])}")
@@ -93,7 +95,7 @@ def split_messages(messages: Messages, *, seed: int = 0) -> Splits:
     seeds covers the choice of the test messages too.
     """
     place = torch.zeros(len(messages.part), dtype=torch.int64)  # 0 train, 1 validation, 2 test
-    for number, (name, deal) in enumerate([("validation", 0), ("test", seed + 1)], start=1):
+    for number, (name, deal) in enumerate([("validation", 0), ("test", shifted(seed) + 1)], start=1):
         generator = torch.Generator().manual_seed(deal)
         room = torch.full((len(messages.part.classes), 2), HELD_OUT[name])
         groups = messages.group.unique()

@@ -9,8 +9,10 @@ import os
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from tlhelpers.data import Part, Splits
 from tlhelpers.downloads import Remote, fetch
 from tlhelpers.folders import read_folder
 from tlhelpers.runtime import cache_dir
+
+MOST_UNPACKED = 400_000_000  # bytes of one archive; CIFAR-10, the largest, has 186 million
 
 
 def _torchvision_splits(name: str, train, test, *, transposed: bool = False, base: int = 0) -> Splits:
@@ -43,6 +47,32 @@ def _root() -> Path:
     return cache_dir() / "torchvision"
 
 
+def _check_sizes(packed: tarfile.TarFile, archive: Path) -> None:
+    total = 0
+    for member in packed:  # its header comes first, so that an enormous member is known before it is unpacked
+        total += member.size
+        if total > MOST_UNPACKED:
+            raise ValueError(f"{archive} unpacks to more than {MOST_UNPACKED:,} bytes; it is not the published file")
+
+
+def _unpacked(stream: BinaryIO, archive: Path) -> bytes:
+    """All that a gzip stream holds, if that is no more than `MOST_UNPACKED`."""
+    with gzip.open(stream) as packed:
+        content = packed.read(MOST_UNPACKED + 1)
+    if len(content) > MOST_UNPACKED:
+        raise ValueError(f"{archive} unpacks to more than {MOST_UNPACKED:,} bytes; it is not the published file")
+    return content
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Errors of the readers of torchvision, which seldom name the file, with its place and what to do."""
+    try:
+        yield
+    except Exception as error:  # a reader may raise anything when a file is damaged
+        raise OSError(f"{folder} cannot be read ({error}); remove it, so that it is fetched again") from error
+
+
 def _cifar10_files() -> list[Path]:
     folder = cache_dir() / "images" / "cifar10"
     if folder.is_dir():
@@ -52,6 +82,7 @@ def _cifar10_files() -> list[Path]:
     if not (_root() / CIFAR10.base_folder).is_dir():
         archive = fetch(Remote(CIFAR10.url, f"md5:{CIFAR10.tgz_md5}", 170_498_071), _root() / CIFAR10.filename)
         with tarfile.open(archive) as packed, tempfile.TemporaryDirectory(dir=_root()) as aside:
+            _check_sizes(packed, archive)
             packed.extractall(aside, filter="data")  # refuses names and links that lead out of the folder
             os.replace(Path(aside) / CIFAR10.base_folder, _root() / CIFAR10.base_folder)
     return sorted((_root() / CIFAR10.base_folder).iterdir())
@@ -63,8 +94,9 @@ def cifar10() -> Splits:
         return read_folder(cache_dir() / "images" / "cifar10")
     from torchvision.datasets import CIFAR10
 
-    # torchvision compares every file with its md5 before it unpickles it.
-    return _torchvision_splits("cifar10", CIFAR10(_root(), train=True), CIFAR10(_root(), train=False))
+    with _named(_root() / CIFAR10.base_folder):
+        # torchvision compares every file with its md5 before it unpickles it.
+        return _torchvision_splits("cifar10", CIFAR10(_root(), train=True), CIFAR10(_root(), train=False))
 
 
 def _mnist_files() -> list[Path]:
@@ -74,8 +106,8 @@ def _mnist_files() -> list[Path]:
     for packed, md5 in MNIST.resources:
         raw = _root() / "MNIST" / "raw" / packed
         if not raw.with_suffix("").exists():
-            content = gzip.decompress(fetch(Remote(MNIST.mirrors[0] + packed, f"md5:{md5}"), raw).read_bytes())
-            _write(raw.with_suffix(""), content)
+            with fetch(Remote(MNIST.mirrors[0] + packed, f"md5:{md5}"), raw).open("rb") as stream:
+                _write(raw.with_suffix(""), _unpacked(stream, raw))
         files.append(raw.with_suffix(""))
     return files
 
@@ -85,7 +117,8 @@ def mnist() -> Splits:
     from torchvision.datasets import MNIST
 
     _mnist_files()
-    return _torchvision_splits("mnist", MNIST(_root(), train=True), MNIST(_root(), train=False))
+    with _named(_root() / "MNIST"):
+        return _torchvision_splits("mnist", MNIST(_root(), train=True), MNIST(_root(), train=False))
 
 
 def _emnist_files() -> list[Path]:
@@ -97,7 +130,8 @@ def _emnist_files() -> list[Path]:
         archive = fetch(Remote(EMNIST.url, f"md5:{EMNIST.md5}", 561_753_746), raw / "gzip.zip")
         with zipfile.ZipFile(archive) as packed:
             for path in files:
-                _write(path, gzip.decompress(packed.read(f"gzip/{path.name}.gz")))
+                with packed.open(f"gzip/{path.name}.gz") as stream:
+                    _write(path, _unpacked(stream, archive))
     return files
 
 
@@ -109,8 +143,9 @@ def emnist_letters() -> Splits:
     from torchvision.datasets import EMNIST
 
     _emnist_files()
-    parts = [EMNIST(_root(), split="letters", train=train) for train in (True, False)]
-    return _torchvision_splits("emnist-letters", *parts, transposed=True, base=1)
+    with _named(_root() / "EMNIST"):
+        parts = [EMNIST(_root(), split="letters", train=train) for train in (True, False)]
+        return _torchvision_splits("emnist-letters", *parts, transposed=True, base=1)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -40,7 +40,8 @@ def setup(seed: int = 0) -> Machine:
     """Prepare a page: seed everything, set the thread count, choose device and profile, and say so.
 
     Raises:
-        ValueError: `TLHELPERS_PROFILE` is set to something other than quick or full.
+        ValueError: `TLHELPERS_PROFILE` is set to something other than quick or full, or `TLHELPERS_SEED`
+            to something other than a whole number.
     """
     # peft still reads an attribute that transformers has renamed; nothing that a learner could mend.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -53,6 +54,8 @@ def setup(seed: int = 0) -> Machine:
     other = PROFILES[1 - PROFILES.index(profile)]
     print(f"{profile} profile on {device.type} with {torch.get_num_threads()} thread(s): {reason}.")
     print(f"To change it, set TLHELPERS_PROFILE={other} and restart the kernel.")
+    if shifted(0):
+        print(f"TLHELPERS_SEED shifts every seed by {shifted(0)}.")
     return Machine(device, profile, reason, cores)
 
 
@@ -89,8 +92,25 @@ def available_cores() -> int:
     return max(1, cores)
 
 
+def shifted(seed: int) -> int:
+    """`seed`, plus 1000 for every unit of `TLHELPERS_SEED`: a page that counts seeds from 0 then meets none of them.
+
+    Whatever draws at random (batches, few-shot subsets, splits of messages, `seed_everything`) asks here; what a
+    data set *is* (its drawings, the placement of its digits) does not, so that data stay the same.
+
+    Raises:
+        ValueError: `TLHELPERS_SEED` is not a whole number.
+    """
+    asked = os.environ.get("TLHELPERS_SEED") or "0"
+    try:
+        return seed + 1000 * int(asked)
+    except ValueError:
+        raise ValueError(f"TLHELPERS_SEED is {asked!r}; set it to a whole number, or unset it") from None
+
+
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (all devices)."""
+    """Seed Python, NumPy and torch (all devices); `TLHELPERS_SEED` shifts it."""
+    seed = shifted(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -154,15 +154,19 @@ def load_hub_body(name: str, *, max_length: int = 128) -> tuple[TextBody, Tokens
     licence are printed before a download starts.
 
     Raises:
-        OSError: not in the cache and not to be had, or without weights as safetensors.
+        OSError: not in the cache and not to be had, without weights as safetensors, damaged, or in need
+            of code from the hub.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     _announce(name)
+    # Without the word, transformers would ask at the keyboard whether code of the hub may run.
+    ours = {"trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        transformer = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except OSError as error:
+        tokenizer = AutoTokenizer.from_pretrained(name, **ours)
+        transformer = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **ours)
+    except (OSError, ValueError, SafetensorError) as error:
         raise OSError(
             f"{name} could not be loaded ({str(error).splitlines()[0]}); check the name, or fetch it where there is a "
             "network (python -m tlhelpers prefetch --pages 04) and set HF_HOME to that cache"
