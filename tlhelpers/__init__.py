@@ -22,6 +22,9 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     photos           CIFAR-10, MNIST, EMNIST
     datasets         named data sets
     train            the loop
+    schedules        learning rates over a run
+    progress         how far a run is
+    checkpoint       stop and resume
     features         run a frozen body once; probes
     feature_files    the same for data larger than memory
     plots            figures that also say themselves in words

@@ -107,12 +107,11 @@ def dann(discriminator: nn.Module, *, steps: int, weight: float = 1.0) -> Object
     """
     if not weight >= 0 or steps < 1:
         raise ValueError(f"weight={weight} must be at least 0, and steps={steps} at least 1")
-    done = 0
+    state = {"done": 0}
 
     def objective(model: nn.Module, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        nonlocal done
-        strength = weight * dann_lambda(min((done + 0.5) / steps, 1.0))
-        done += model.training
+        strength = weight * dann_lambda(min((state["done"] + 0.5) / steps, 1.0))
+        state["done"] += model.training
         source, target, logged = _both(model, batch)
         features = reverse_gradient(torch.cat([source, target]), strength)
         logits = discriminator.to(features.device).train(model.training)(features)
@@ -124,6 +123,7 @@ def dann(discriminator: nn.Module, *, steps: int, weight: float = 1.0) -> Object
         logged |= {"domain_loss": loss, "domain_accuracy": right, "lambda": torch.tensor(strength)}
         return {**logged, "loss": logged["source_loss"] + loss}
 
+    objective.state = state  # kept in the checkpoints of `fit`
     return objective
 
 

@@ -1,18 +1,22 @@
 """The loop.  It never changes: what is learnt is the objective's business, what may move is the optimizer's."""
 
-import copy
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from tlhelpers.checkpoint import Checkpoint, stop_button
+from tlhelpers.progress import Means, Run
 from tlhelpers.runtime import autocast, batch_size, mixed_precision, pick_device, to_device
+from tlhelpers.schedules import Rates, warmup_cosine
 from tlhelpers.surgery import train_mode
+
+__all__ = ["evaluate", "fit", "train_one_epoch", "warmup_cosine"]
 
 Objective = Callable[[nn.Module, tuple[Tensor, Tensor]], dict[str, Tensor]]
 
@@ -30,6 +34,7 @@ def fit(
     patience: int | None = None,
     device: torch.device | None = None,
     on_epoch: Callable[[dict], None] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> list[dict]:
     """Train a model, and leave it with the weights of its best epoch.
 
@@ -48,14 +53,23 @@ def fit(
         patience: stop after this many epochs without a new best.
         device: the accelerator if there is one when None.
         on_epoch: called with the record of every epoch.
+        checkpoint: a file that keeps the run after every epoch.  The same call again, after a crash or
+            in a new kernel, goes on from there and ends as if nothing had happened (on a CPU bit-equal;
+            `on_epoch` hears only what is new).  Ctrl-C, the stop button, then ends the run at the next
+            step: it is kept, and what there is so far is returned.  Without a schedule `epochs` may
+            grow; everything else must be as before.  The file has up to four times the size of the
+            weights (Adam keeps two numbers each, and the best weights are there too), and the one
+            before stays beside it.  Data, and what an objective holds beyond its `state`, are not kept.
 
     Returns:
         One dict per epoch: epoch (from 1), lr (of the first group, at the end), seconds, and every
         number of the objective as train_* and validation_*, averaged over examples.
 
     Raises:
-        ValueError: epochs below 1, an empty loader, no parameter to train, a `monitor` that is not logged.
+        ValueError: epochs below 1, an empty loader, no parameter to train, a `monitor` that is not logged;
+            a checkpoint that is of another run, damaged, or more than tensors and plain values.
         FloatingPointError: the loss is not finite; the message names epoch and step.
+        OSError: the checkpoint cannot be written at the start.  Later that is a warning, and the run goes on.
     """
     train_loader, validation_loader = loaders
     device = device or pick_device()
@@ -63,66 +77,50 @@ def fit(
     model.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision(device) is torch.float16)
     rates = Rates(optimizer, schedule, epochs * len(train_loader))
-    history: list[dict] = []
-    best, best_weights = math.inf, None
+    run = Run(model, objective, optimizer, scaler, rates, loaders)
+    choices = {"epochs": epochs, "clip_norm": clip_norm, "monitor": monitor, "patience": patience}
+    kept = Checkpoint(checkpoint, run, choices) if checkpoint is not None else None
+    bar = tqdm(total=epochs, initial=len(run.history), desc="fit", unit="epoch", delay=2, leave=False)
     try:
-        for epoch in tqdm(range(1, epochs + 1), desc="fit", unit="epoch", delay=2, leave=False):
-            began = time.perf_counter()
-            train = train_one_epoch(
-                model,
-                train_loader,
-                objective,
-                optimizer,
-                rates=rates,
-                scaler=scaler,
-                clip_norm=clip_norm,
-                device=device,
-                epoch=epoch,
-            )
-            record = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **_prefixed("train", train)}
-            if validation_loader is not None:
-                record |= _prefixed("validation", evaluate(model, validation_loader, objective, device=device))
-                score = _score(record, monitor)
-                if score < best:
-                    best, best_epoch = score, epoch
-                    best_weights = copy.deepcopy(model.state_dict())
-            history.append(record | {"seconds": time.perf_counter() - began})
-            if on_epoch is not None:
-                on_epoch(history[-1])
-            if best_weights is not None and patience is not None and epoch - best_epoch >= patience:
-                break
+        with bar, stop_button(kept is not None) as stop:
+            while len(run.history) < epochs and not run.has_waited(patience) and not stop():
+                began = time.perf_counter() - run.seconds
+                train = train_one_epoch(
+                    model,
+                    run.begin_epoch() if kept else train_loader,
+                    objective,
+                    optimizer,
+                    rates=rates,
+                    scaler=scaler,
+                    clip_norm=clip_norm,
+                    device=device,
+                    epoch=len(run.history) + 1,
+                    means=run.means,
+                    stop=stop,
+                )
+                run.seconds = time.perf_counter() - began
+                if run.means.steps == len(train_loader):
+                    _end_epoch(run, train, monitor, device, began)
+                    bar.update()
+                    if on_epoch is not None:
+                        on_epoch(run.history[-1])
+                if kept:
+                    kept.save()
+            if stop():
+                print(f"Stopped after {run}. The same call again goes on from there: {checkpoint}.")
     finally:
         rates.restore()
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-    model.eval()
-    return history
+    return run.finish()
 
 
-class Rates:
-    """The learning rates of an optimizer, step by step: their first values times `schedule(progress)`.
-
-    Progress is taken at the middle of a step, so that no step is lost at a factor of 0.  A plain
-    number says where the run is, which makes it easy to continue one.
-    """
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None, total_steps: int
-    ) -> None:
-        self.optimizer, self.schedule, self.total_steps, self.step = optimizer, schedule, total_steps, 0
-        self.first = [group["lr"] for group in optimizer.param_groups]
-
-    def advance(self) -> None:
-        """Set the rates of the next step."""
-        factor = self.schedule((self.step + 0.5) / self.total_steps) if self.schedule is not None else 1.0
-        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
-            group["lr"] = rate * factor
-        self.step += 1
-
-    def restore(self) -> None:
-        """Put the first rates back, so that the optimizer can be used for another run."""
-        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
-            group["lr"] = rate
+def _end_epoch(run: Run, train: dict[str, float], monitor: str, device: torch.device, began: float) -> None:
+    """Validate, and record the epoch."""
+    record = {"epoch": len(run.history) + 1, "lr": run.optimizer.param_groups[0]["lr"], **_prefixed("train", train)}
+    score = None
+    if run.loaders[1] is not None:
+        record |= _prefixed("validation", evaluate(run.model, run.loaders[1], run.objective, device=device))
+        score = _score(record, monitor)
+    run.end_epoch(record | {"seconds": time.perf_counter() - began}, score)
 
 
 def train_one_epoch(
@@ -136,14 +134,19 @@ def train_one_epoch(
     clip_norm: float | None = None,
     device: torch.device | None = None,
     epoch: int = 1,
+    means: Means | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
-    """One pass over the loader; returns the means of what the objective logs.  See `fit`."""
+    """One pass over the loader, or what `means` leaves of it; returns the means of what the objective logs.
+
+    Ends after a step when `stop()` says so.  See `fit` for the rest.
+    """
     device = device or pick_device()
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    means = _Means()
+    means = means or Means()
     train_mode(model)
-    for step, batch in enumerate(loader, start=1):
+    for step, batch in enumerate(loader, start=means.steps + 1):
         batch = to_device(batch, device)
         with autocast(device, mixed_precision(device)):
             logged = objective(model, batch)
@@ -160,6 +163,8 @@ def train_one_epoch(
         scaler.step(optimizer)
         scaler.update()
         means.add(logged, batch_size(batch))
+        if stop is not None and stop():
+            break
     return means.result()
 
 
@@ -178,47 +183,12 @@ def evaluate(
     """
     device = device or pick_device()
     model.to(device)
-    means = _Means()
+    means = Means()
     with _eval_mode(model), torch.inference_mode(), autocast(device, mixed_precision(device)):
         for batch in loader:
             batch = to_device(batch, device)
             means.add((objective or _cross_entropy)(model, batch), batch_size(batch))
     return means.result()
-
-
-def warmup_cosine(warmup: float = 0.1) -> Callable[[float], float]:
-    """A schedule: linear rise over the first `warmup` of the steps, then half a cosine down to 0.
-
-    Raises:
-        ValueError: warmup outside [0, 1).
-    """
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup is a part of the run in [0, 1), not {warmup}")
-
-    def factor(progress: float) -> float:
-        if progress < warmup:
-            return progress / warmup
-        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-    return factor
-
-
-class _Means:
-    """Running means weighted by examples; sums stay on the device until `result`."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.examples = 0
-
-    def add(self, logged: dict[str, Tensor], n: int) -> None:
-        self.examples += n
-        for name, value in logged.items():
-            self.sums[name] = self.sums.get(name, 0) + torch.as_tensor(value).detach().float() * n
-
-    def result(self) -> dict[str, float]:
-        if self.examples == 0:
-            raise ValueError("the loader gave no batch; it must hold at least one example")
-        return {name: float(total) / self.examples for name, total in self.sums.items()}
 
 
 @contextmanager

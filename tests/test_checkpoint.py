@@ -1,0 +1,289 @@
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from killed_runs import same, whole_run
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from toys import CPU, toy_model, toy_part, weights_of
+
+from tlhelpers import checkpoint
+from tlhelpers.alignment import dann
+from tlhelpers.data import JointLoader, TensorLoader
+from tlhelpers.objectives import classification
+from tlhelpers.train import fit
+
+
+def beside(path, ending):
+    return path.with_name(f"{path.name}.{ending}")
+
+
+def killed_runs(folder, kills):
+    """What `killed_runs.py` counted, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("killed_runs.py"), folder, str(kills)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def pressing_stop(at, *, times=1):
+    """The objective, with Ctrl-C pressed in its call number `at`; evaluation counts too."""
+    inner, calls = classification(), []
+
+    def objective(model, batch):
+        calls.append(1)
+        for _ in range(times if len(calls) == at else 0):
+            signal.raise_signal(signal.SIGINT)
+        return inner(model, batch)
+
+    return objective
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "new folder" / "run.ckpt"
+
+
+def test_killed_at_random_moments_a_run_ends_bit_equal(tmp_path):
+    count = killed_runs(tmp_path, 4)
+    assert count["kills"] >= 4
+    assert count["equal"] == count["runs"]
+
+
+@pytest.mark.faults
+def test_killed_at_sixty_random_moments_some_inside_a_write_runs_end_bit_equal(tmp_path, record_property):
+    count = killed_runs(tmp_path, 60)
+    record_property("fault", ("SIGKILL at a random moment", count["kills"], count["equal"], count["runs"]))
+    assert count["kills"] >= 50
+    assert count["inside a write"] >= 5
+    assert count["equal"] == count["runs"]
+
+
+def test_keeping_a_run_does_not_change_it_and_a_finished_one_returns_at_once(path):
+    alone, kept = whole_run(None), whole_run(path)
+    assert same(alone, kept)
+    objective = pressing_stop(1)  # would stop the run if it were called
+    assert same(alone, whole_run(path, objective=objective))
+    assert not beside(path, "partial").exists()
+
+
+@pytest.mark.parametrize("at", [1, 3, 7, 9, 27, 28])  # 6 steps and 1 validation per epoch
+def test_the_stop_button_ends_at_the_next_step_and_the_same_call_goes_on(path, at, capsys):
+    history, *_ = whole_run(path, objective=pressing_stop(at))
+    steps = at % 7 % 6 if at % 7 else 0
+    assert len(history) == (at // 7 if steps else -(-at // 7))
+    counted = f"{len(history)} epoch(s)" + (f" and {steps} of 6 steps" if steps else "")
+    assert f"Stopped after {counted}. The same call again goes on from there: {path}" in capsys.readouterr().out
+    assert same(whole_run(None), whole_run(path))
+    assert f"Continuing from {path} after {counted}." in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_press_and_one_without_a_checkpoint_interrupt_as_ever(path):
+    with pytest.raises(KeyboardInterrupt):
+        whole_run(path, objective=pressing_stop(3, times=2))
+    with pytest.raises(KeyboardInterrupt):
+        whole_run(None, objective=pressing_stop(3))
+    assert same(whole_run(None), whole_run(path))
+
+
+def test_another_thread_trains_and_leaves_the_stop_button_alone(path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(whole_run(path)))
+    thread.start()
+    thread.join()
+    assert same(results[0], whole_run(None))
+
+
+def test_generators_parameters_and_counters_outside_the_model_are_kept(path):
+    def run(path, at=None):
+        torch.manual_seed(0)
+        part, generator = toy_part(), torch.Generator().manual_seed(5)
+        target = DataLoader(TensorDataset(part.x + 1, part.y), 8, shuffle=True, generator=generator)
+        loader = JointLoader({"source": TensorLoader(part, 8, shuffle=True, device=CPU), "target": target})
+        model, discriminator = toy_model(), nn.Linear(6, 1)
+        inner, presses = dann(discriminator, steps=9), iter(range(1, 100))
+
+        def objective(model, batch):
+            if next(presses) == at:
+                signal.raise_signal(signal.SIGINT)
+            return inner(model, batch)
+
+        objective.state = inner.state
+        optimizer = torch.optim.SGD([*model.parameters(), *discriminator.parameters()], lr=0.1, momentum=0.9)
+        history = fit(model, (loader, None), objective, optimizer, epochs=3, device=CPU, checkpoint=path)
+        return [r | {"seconds": 0} for r in history], weights_of(model) | weights_of(discriminator)
+
+    whole = run(None)
+    run(path, at=5)
+    run(path, at=2)
+    resumed = run(path)
+    assert whole[0] == resumed[0]
+    assert all(torch.equal(whole[1][name], resumed[1][name]) for name in whole[1])
+
+
+def test_an_early_stop_and_its_best_weights_are_the_same_after_a_resume(path):
+    options = {"patience": 1, "monitor": "validation_accuracy", "epochs": 12}
+    whole = whole_run(None, **options)
+    assert len(whole[0]) < 12
+    for at in (5, 9):
+        whole_run(path, objective=pressing_stop(at), **options)
+    assert same(whole, whole_run(path, **options))
+
+
+def test_without_a_schedule_a_run_can_be_made_longer_not_shorter(path):
+    whole_run(path, schedule=None, epochs=2)
+    assert same(whole_run(path, schedule=None, epochs=4), whole_run(None, schedule=None, epochs=4))
+    with pytest.raises(ValueError, match="holds 4 epochs, more than epochs=3; give another path"):
+        whole_run(path, schedule=None, epochs=3)
+
+
+def other_run(path, *, model=None, make=torch.optim.AdamW, lr=0.05, batch_size=4, **options):
+    model = model or toy_model()
+    loader = TensorLoader(toy_part(), batch_size, device=CPU)
+    options = {"epochs": 4, "schedule": lambda p: 1 - p, "device": CPU} | options
+    return fit(model, (loader, None), classification(), make(model.parameters(), lr=lr), checkpoint=path, **options)
+
+
+@pytest.mark.parametrize(
+    ("different", "message"),
+    [
+        ({"epochs": 5}, r"epochs: 4 in the file, 5 here\n.*schedule depends on the number of epochs"),
+        ({"lr": 0.1}, r"optimizer group 0 lr: 0.05 in the file, 0.1 here"),
+        ({"make": torch.optim.SGD}, r"optimizer kind: AdamW in the file, SGD here"),
+        ({"batch_size": 8}, r"steps per epoch: 6 in the file, 3 here"),
+        ({"schedule": None}, r"schedule: \[0.95, 0.75, 0.5, 0.25, .*\] in the file, None here"),
+        ({"clip_norm": 1.0}, r"clip_norm: None in the file, 1.0 here"),
+        ({"model": nn.Linear(4, 3)}, r"model body.first.weight: torch.float32 \[8, 4\] .* in the file, None here"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(path, different, message):
+    other_run(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"(?s)run.ckpt belongs to another run:.*" + message + ".*start anew"):
+        other_run(path, **different)
+    assert path.read_bytes() == before
+
+
+class Bomb:
+    """Makes a file when unpickled."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.target),))
+
+
+def test_a_pickle_that_runs_code_is_refused_and_nothing_of_it_is_run(path):
+    exploded = path.parent / "exploded"
+    path.parent.mkdir()
+    path.write_bytes(pickle.dumps(Bomb(exploded)))
+    with pytest.raises(ValueError, match="damaged or no checkpoint"):
+        whole_run(path)
+    torch.save({"format": checkpoint.FORMAT, "model": Bomb(exploded)}, path)
+    with pytest.raises(
+        ValueError, match=r"is refused: it holds more than tensors and plain values.*Nothing of it was run"
+    ):
+        whole_run(path)
+    assert not exploded.exists()
+    torch.save(toy_model().state_dict(), path)
+    with pytest.raises(ValueError, match=r"was not written by fit\(..., checkpoint=...\); give another path"):
+        whole_run(path)
+
+
+def test_a_damaged_file_is_noticed_whichever_byte_is_wrong_and_the_previous_one_taken(path, capsys):
+    whole_run(path, objective=pressing_stop(9))
+    whole, good = whole_run(None), path.read_bytes()
+    right, noticed = checkpoint.read(path)["model"], 0
+    for place in range(0, len(good), len(good) // 60):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            read = checkpoint.read(path)["model"]
+            assert all(torch.equal(read[name], right[name]) for name in right)
+        except (checkpoint.Damaged, ValueError):
+            noticed += 1
+    assert noticed > 30  # the others are bytes that pad or name, which nobody reads
+    for damaged in (b"", good[: len(good) // 2], good[:-1]):
+        path.write_bytes(damaged)
+        shutil.copy(beside(path, "previous"), path.parent / "keep")
+        assert same(whole, whole_run(path))
+        assert "is damaged" in capsys.readouterr().out
+        shutil.copy(path.parent / "keep", beside(path, "previous"))
+
+
+def test_damaged_without_a_previous_one_is_an_error_not_a_silent_fresh_start(path):
+    whole_run(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    beside(path, "previous").unlink()
+    with pytest.raises(ValueError, match=r"is damaged or no checkpoint .*Delete the file to start anew"):
+        whole_run(path)
+
+
+def test_a_deleted_file_means_a_fresh_start_whatever_lies_beside_it(path, capsys):
+    whole = whole_run(path)
+    path.unlink()
+    capsys.readouterr()
+    assert same(whole, whole_run(path))
+    assert "Continuing" not in capsys.readouterr().out
+
+
+def test_killed_between_the_two_renames_the_new_file_is_found(path, capsys):
+    whole = whole_run(path)
+    path.rename(beside(path, "partial"))
+    capsys.readouterr()
+    assert same(whole, whole_run(path))
+    assert f"Continuing from {path} after 4 epoch(s)." in capsys.readouterr().out
+
+
+def test_a_full_disk_stops_neither_the_run_nor_the_way_back(path):
+    """The limit on the size of a file gives the same kind of error as a full disk, from the kernel."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(record):
+        if record["epoch"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    try:
+        with pytest.warns(UserWarning, match=r"run.ckpt could not be written after \d epoch.*free some space"):
+            history, *_ = whole_run(path, on_epoch=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(history) == 4
+    assert len(checkpoint.read(path)["history"]) == 1
+    assert same(whole_run(path), whole_run(None))
+
+
+def test_a_folder_that_cannot_be_written_shows_at_the_start(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/run.ckpt cannot be written: .*give a path in a folder that can"):
+        whole_run(tmp_path / "file" / "run.ckpt")
+
+    def refuse(self, *_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match=r"run.ckpt cannot be written: .*Permission denied"):
+        whole_run(tmp_path / "run.ckpt")
+
+
+def test_a_disk_that_gives_back_something_else_never_replaces_the_last_good_file(path, monkeypatch):
+    whole_run(path, objective=pressing_stop(9))
+    good, write = path.read_bytes(), checkpoint._Sink.write
+    monkeypatch.setattr(checkpoint._Sink, "write", lambda sink, data: write(sink, bytes(len(data))) and len(data))
+    with pytest.warns(UserWarning, match=r"could not be written .*cannot be read back .*is the disk failing"):
+        whole_run(path)
+    assert path.read_bytes() == good

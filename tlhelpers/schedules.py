@@ -1,0 +1,49 @@
+"""Learning rates over a run."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+
+class Rates:
+    """The learning rates of an optimizer, step by step: their first values times `schedule(progress)`.
+
+    Progress is taken at the middle of a step, so that no step is lost at a factor of 0.  A plain
+    number says where the run is, which makes it easy to continue one.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None, total_steps: int
+    ) -> None:
+        self.optimizer, self.schedule, self.total_steps, self.step = optimizer, schedule, total_steps, 0
+        self.first = [group["lr"] for group in optimizer.param_groups]
+
+    def advance(self) -> None:
+        """Set the rates of the next step."""
+        factor = self.schedule((self.step + 0.5) / self.total_steps) if self.schedule is not None else 1.0
+        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
+            group["lr"] = rate * factor
+        self.step += 1
+
+    def restore(self) -> None:
+        """Put the first rates back, so that the optimizer can be used for another run."""
+        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
+            group["lr"] = rate
+
+
+def warmup_cosine(warmup: float = 0.1) -> Callable[[float], float]:
+    """A schedule: linear rise over the first `warmup` of the steps, then half a cosine down to 0.
+
+    Raises:
+        ValueError: warmup outside [0, 1).
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup is a part of the run in [0, 1), not {warmup}")
+
+    def factor(progress: float) -> float:
+        if progress < warmup:
+            return progress / warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+    return factor
