@@ -11,7 +11,7 @@ import torch
 
 from tlhelpers import runtime
 
-HEAVY = ("torchvision", "transformers", "sklearn", "matplotlib", "scipy", "ipywidgets", "IPython")
+HEAVY = ("torchvision", "transformers", "sklearn", "matplotlib", "scipy", "ipywidgets", "IPython", "accelerate")
 
 
 def test_importing_the_package_is_free_and_the_loop_costs_little_more_than_torch():

@@ -172,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm():
     [
         (([], None), {}, "training loader is empty: it needs at least one batch"),
         ((loader(), []), {}, "validation loader is empty"),
-        ((loader(), None), {"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ((loader(), None), {"epochs": 0}, "epochs=0 and accumulate=1 must be at least 1"),
         ((loader(), loader()), {"monitor": "validation_f1"}, r"'validation_f1' is not logged; .*'validation_loss'"),
         ((loader(), None), {"objective": lambda *_: {"cost": 1}}, r"returned \['cost'\]; it must have an entry 'loss'"),
     ],

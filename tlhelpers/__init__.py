@@ -25,6 +25,7 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     schedules        learning rates over a run
     progress         how far a run is
     checkpoint       stop and resume
+    distributed      a batch in pieces: over processes, or over time
     features         run a frozen body once; probes
     feature_files    the same for data larger than memory
     plots            figures that also say themselves in words

@@ -16,6 +16,7 @@ from pickle import UnpicklingError
 
 import torch
 
+from tlhelpers.distributed import Team
 from tlhelpers.progress import Run
 
 FORMAT = "tlhelpers checkpoint 1"
@@ -32,6 +33,7 @@ class Checkpoint:
         path: where; its folder is made.
         run: what to keep.
         choices: the arguments of `fit` that must be the same for a run to be continued, "epochs" among them.
+        team: the processes of the run; the first one writes.
 
     If there is a file, the run goes to where it was; else the start of the run is kept at once, so
     that a folder that cannot be written shows now and not after hours.
@@ -42,13 +44,19 @@ class Checkpoint:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, run: Run, choices: dict) -> None:
-        self.path, self.run, self.plan = Path(path), run, choices | run.plan()
+    def __init__(self, path: str | Path, run: Run, choices: dict, team: Team) -> None:
+        self.path, self.run, self.plan, self.writes = Path(path), run, choices | run.plan(), team.rank == 0
         kept = _read_latest(self.path)
+        team.wait()  # nobody writes before all have read
         if kept is not None:
             _check_same_plan(self.path, kept, self.plan)
             run.load_state(kept)
-            print(f"Continuing from {self.path} after {run}.")
+            if self.writes:
+                print(f"Continuing from {self.path} after {run}.")
+            else:
+                run.means.sums, run.means.examples = {}, 0  # the first process has counted them
+            return
+        if not self.writes:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +69,8 @@ class Checkpoint:
 
     def save(self) -> None:
         """Keep the run as it is now.  If that fails, warn: training matters more than its copy."""
+        if not self.writes:
+            return
         try:
             write(self.path, self._state())
         except OSError as error:

@@ -17,7 +17,7 @@ class Means:
     """Running means weighted by examples; sums stay on the device until `result`.
 
     Attributes:
-        steps: batches so far.
+        steps: batches so far, which the loop counts.
         examples: examples so far.
         sums: per name, the sum over examples (0-d float32).
     """
@@ -27,8 +27,7 @@ class Means:
         self.steps = self.examples = 0
 
     def add(self, logged: dict[str, Tensor], n: int) -> None:
-        """Count a batch of n examples, of which `logged` holds the means."""
-        self.steps += 1
+        """Count n examples, of which `logged` holds the means."""
         self.examples += n
         for name, value in logged.items():
             self.sums[name] = self.sums.get(name, 0) + torch.as_tensor(value).detach().float() * n

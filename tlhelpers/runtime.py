@@ -71,10 +71,12 @@ def _choose_profile(device: torch.device) -> tuple[str, str]:
 
 
 def pick_device() -> torch.device:
-    """The accelerator if one works here, else the CPU."""
+    """The accelerator if one works here, else the CPU; of several processes, each has an accelerator of its own."""
     # `current_accelerator()` answers "cuda" for a CUDA build without a GPU, so ask `is_available` first.
-    if torch.accelerator.is_available():
-        return torch.device(torch.accelerator.current_accelerator().type)
+    # `accelerate launch --cpu` sets the variable, and LOCAL_RANK.
+    if torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true":
+        kind, rank = torch.accelerator.current_accelerator().type, os.environ.get("LOCAL_RANK")
+        return torch.device(kind) if rank is None else torch.device(kind, int(rank))
     return torch.device("cpu")
 
 

@@ -1,5 +1,6 @@
 """The loop.  It never changes: what is learnt is the objective's business, what may move is the optimizer's."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tlhelpers.checkpoint import Checkpoint, stop_button
+from tlhelpers.distributed import Team
 from tlhelpers.progress import Means, Run
-from tlhelpers.runtime import autocast, batch_size, mixed_precision, pick_device, to_device
+from tlhelpers.runtime import autocast, mixed_precision, pick_device, to_device
 from tlhelpers.schedules import Rates, warmup_cosine
 from tlhelpers.surgery import train_mode
 
@@ -35,6 +37,7 @@ def fit(
     device: torch.device | None = None,
     on_epoch: Callable[[dict], None] | None = None,
     checkpoint: str | Path | None = None,
+    accumulate: int = 1,
 ) -> list[dict]:
     """Train a model, and leave it with the weights of its best epoch.
 
@@ -52,7 +55,7 @@ def fit(
         monitor: the logged value that says which epoch is best; less is better if it ends in "loss".
         patience: stop after this many epochs without a new best.
         device: the accelerator if there is one when None.
-        on_epoch: called with the record of every epoch.
+        on_epoch: called with the record of every epoch, in every process.
         checkpoint: a file that keeps the run after every epoch.  The same call again, after a crash or
             in a new kernel, goes on from there and ends as if nothing had happened (on a CPU bit-equal;
             `on_epoch` hears only what is new).  Ctrl-C, the stop button, then ends the run at the next
@@ -60,29 +63,32 @@ def fit(
             grow; everything else must be as before.  The file has up to four times the size of the
             weights (Adam keeps two numbers each, and the best weights are there too), and the one
             before stays beside it.  Data, and what an objective holds beyond its `state`, are not kept.
+            With several processes the first one writes, and Ctrl-C loses the epoch under way.
+        accumulate: work on every batch in so many pieces, which takes less memory and gives the same
+            step up to rounding, but for BatchNorm, which sees one piece at a time
+            (`distributed.halve_until_it_fits` finds how many are needed).
 
     Returns:
         One dict per epoch: epoch (from 1), lr (of the first group, at the end), seconds, and every
         number of the objective as train_* and validation_*, averaged over examples.
 
     Raises:
-        ValueError: epochs below 1, an empty loader, no parameter to train, a `monitor` that is not logged;
-            a checkpoint that is of another run, damaged, or more than tensors and plain values.
+        ValueError: epochs or accumulate below 1, an empty loader, no parameter to train, a `monitor` that is
+            not logged; a checkpoint that is of another run, damaged, or more than tensors and plain values.
         FloatingPointError: the loss is not finite; the message names epoch and step.
         OSError: the checkpoint cannot be written at the start.  Later that is a warning, and the run goes on.
     """
     train_loader, validation_loader = loaders
     device = device or pick_device()
-    _check(train_loader, validation_loader, optimizer, epochs)
+    _check(train_loader, validation_loader, optimizer, epochs, accumulate)
     model.to(device)
     scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision(device) is torch.float16)
     rates = Rates(optimizer, schedule, epochs * len(train_loader))
-    run = Run(model, objective, optimizer, scaler, rates, loaders)
+    run, team = Run(model, objective, optimizer, scaler, rates, loaders), Team(device)
     choices = {"epochs": epochs, "clip_norm": clip_norm, "monitor": monitor, "patience": patience}
-    kept = Checkpoint(checkpoint, run, choices) if checkpoint is not None else None
-    bar = tqdm(total=epochs, initial=len(run.history), desc="fit", unit="epoch", delay=2, leave=False)
+    kept = Checkpoint(checkpoint, run, choices, team) if checkpoint is not None else None
     try:
-        with bar, stop_button(kept is not None) as stop:
+        with _bar(run, epochs, team) as bar, stop_button(kept is not None and team.size == 1) as stop:
             while len(run.history) < epochs and not run.has_waited(patience) and not stop():
                 began = time.perf_counter() - run.seconds
                 train = train_one_epoch(
@@ -95,6 +101,7 @@ def fit(
                     clip_norm=clip_norm,
                     device=device,
                     epoch=len(run.history) + 1,
+                    accumulate=accumulate,
                     means=run.means,
                     stop=stop,
                 )
@@ -111,6 +118,11 @@ def fit(
     finally:
         rates.restore()
     return run.finish()
+
+
+def _bar(run: Run, epochs: int, team: Team) -> tqdm:
+    delay = 2 if team.rank == 0 else math.inf  # one bar for all processes
+    return tqdm(total=epochs, initial=len(run.history), desc="fit", unit="epoch", delay=delay, leave=False)
 
 
 def _end_epoch(run: Run, train: dict[str, float], monitor: str, device: torch.device, began: float) -> None:
@@ -134,6 +146,7 @@ def train_one_epoch(
     clip_norm: float | None = None,
     device: torch.device | None = None,
     epoch: int = 1,
+    accumulate: int = 1,
     means: Means | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
@@ -144,17 +157,21 @@ def train_one_epoch(
     device = device or pick_device()
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    means = means or Means()
+    means, team = means or Means(), Team(device)
     train_mode(model)
+    team.begin_epoch()
+    forward = team.joined(objective, model, trainable)
     for step, batch in enumerate(loader, start=means.steps + 1):
-        batch = to_device(batch, device)
-        with autocast(device, mixed_precision(device)):
-            logged = objective(model, batch)
-        # Reading a value waits for the GPU, so there the check is made now and then only.
-        if device.type == "cpu" or step % 50 == 0 or step == len(loader):
-            _check_loss(logged, epoch, step)
         optimizer.zero_grad()
-        scaler.scale(logged["loss"]).backward()
+        pieces = team.share(to_device(batch, device), accumulate)
+        for k, (piece, part, examples) in enumerate(pieces, start=1):
+            with autocast(device, mixed_precision(device)):
+                logged = forward(piece, k == len(pieces))
+            # Reading a value waits for the GPU, so there the check is made now and then only.
+            if device.type == "cpu" or step % 50 == 0 or step == len(loader):
+                _check_loss(logged, epoch, step)
+            scaler.scale(logged["loss"] if part is None else logged["loss"] * part).backward()
+            means.add(logged, examples)
         if clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trainable, clip_norm)
@@ -162,9 +179,11 @@ def train_one_epoch(
             rates.advance()
         scaler.step(optimizer)
         scaler.update()
-        means.add(logged, batch_size(batch))
+        means.steps = step
         if stop is not None and stop():
             break
+    team.total(means)
+    team.same_buffers(model)
     return means.result()
 
 
@@ -176,18 +195,19 @@ def evaluate(
     Args:
         objective: as for `fit`; cross-entropy ("loss") and "accuracy" of `model(x)` when None.
 
-    The model's training flags are put back afterwards.
+    The model's training flags are put back afterwards.  With several processes, call it in all of them.
 
     Raises:
         ValueError: the loader is empty.
     """
     device = device or pick_device()
     model.to(device)
-    means = Means()
+    means, team = Means(), Team(device)
     with _eval_mode(model), torch.inference_mode(), autocast(device, mixed_precision(device)):
         for batch in loader:
-            batch = to_device(batch, device)
-            means.add((objective or _cross_entropy)(model, batch), batch_size(batch))
+            for piece, _, examples in team.share(to_device(batch, device), 1):
+                means.add((objective or _cross_entropy)(model, piece), examples)
+    team.total(means)
     return means.result()
 
 
@@ -208,9 +228,9 @@ def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, 
     return {"loss": F.cross_entropy(logits, y), "accuracy": (logits.argmax(1) == y).float().mean()}
 
 
-def _check(train_loader, validation_loader, optimizer, epochs: int) -> None:
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}; it must be at least 1")
+def _check(train_loader, validation_loader, optimizer, epochs: int, accumulate: int) -> None:
+    if epochs < 1 or accumulate < 1:
+        raise ValueError(f"epochs={epochs} and accumulate={accumulate} must be at least 1")
     for name, loader in [("training", train_loader), ("validation", validation_loader)]:
         if loader is not None and len(loader) == 0:
             raise ValueError(f"the {name} loader is empty: it needs at least one batch (is drop_last set?)")

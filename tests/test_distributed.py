@@ -1,0 +1,153 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import CPU, toy_model, toy_part
+from two_processes import plain_model, trained, trained_on_two_tasks
+
+from tlhelpers.data import TensorLoader
+from tlhelpers.distributed import Team, cut, halve_until_it_fits
+from tlhelpers.objectives import classification
+from tlhelpers.train import fit
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-5  # relative; float32 sums in another order
+# Without --multi_gpu, accelerate launch starts one process only where there is no GPU.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "PORT"]
+NOTEBOOK = """
+import sys
+from accelerate import notebook_launcher
+from two_processes import save, trained
+trained()  # a kernel that has trained before it forks
+notebook_launcher(save, (sys.argv[1],), num_processes=2, use_port="PORT")
+"""
+
+
+def numbers(result):
+    """All numbers in a nested result but seconds, in one order."""
+    if isinstance(result, dict):
+        return [n for name in sorted(result) if name != "seconds" for n in numbers(result[name])]
+    return [n for inner in result for n in numbers(inner)] if isinstance(result, list) else [result]
+
+
+def close(one, other):
+    return numbers(one) == pytest.approx(numbers(other), rel=TOLERANCE, abs=TOLERANCE)
+
+
+@pytest.fixture(
+    scope="module", params=[[*LAUNCH, str(HERE / "two_processes.py")], ["-c", NOTEBOOK]], ids=["launch", "notebook"]
+)
+def two(request, tmp_path_factory):
+    """The folder that two processes have written into, and what they printed."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(folder / "home"),  # accelerate's own settings of this user stay out of it
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        command = [part.replace("PORT", str(free.getsockname()[1])) for part in request.param]
+    done = subprocess.run(
+        [sys.executable, *command, str(folder)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_two_processes_give_the_losses_metrics_and_weights_of_one(two):
+    folder, _ = two
+    ranks = [json.loads((folder / f"rank{k}.json").read_text()) for k in (0, 1)]
+    alone = {"one": trained(), "two": trained_on_two_tasks()}
+    for rank in ranks:
+        assert close(rank, alone)
+    assert numbers(ranks[0]) == numbers(ranks[1])
+
+
+def test_one_of_two_processes_writes_and_one_process_can_take_over(two, capsys):
+    folder, _ = two
+    assert {path.name for path in folder.glob("run.ckpt*")} == {"run.ckpt", "run.ckpt.previous"}
+    assert close(trained(folder / "run.ckpt"), trained())
+    assert "Continuing from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 9, 50])
+def test_a_batch_in_pieces_gives_the_step_of_the_whole_batch(accumulate):
+    assert close(trained(accumulate=accumulate), trained())
+
+
+def test_batchnorm_sees_one_piece_at_a_time():
+    def first_mean(accumulate):
+        torch.manual_seed(0)
+        model = toy_model()
+        loader = TensorLoader(toy_part(), 24, device=CPU)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        fit(model, (loader, None), classification(), optimizer, epochs=1, device=CPU, accumulate=accumulate)
+        return model.body.norm.running_mean, model.body.norm.num_batches_tracked
+
+    whole, halves = first_mean(1), first_mean(2)
+    assert (int(whole[1]), int(halves[1])) == (1, 2)
+    assert not torch.allclose(whole[0], halves[0])
+
+
+@pytest.mark.parametrize(("n", "size", "accumulate"), [(10, 2, 1), (10, 3, 2), (1, 2, 1), (2, 3, 2)])
+def test_the_shares_of_all_processes_make_up_the_batch_and_the_mean(n, size, accumulate):
+    batch, weighted, seen = {"x": torch.arange(n).float(), "pair": (torch.arange(n), torch.arange(n))}, 0.0, []
+    for rank in range(size):
+        team = Team(CPU)
+        team.size, team.rank = size, rank
+        pieces = team.share(batch, accumulate)
+        assert 1 <= len(pieces) <= accumulate
+        seen += [i for piece, _, examples in pieces for i in piece["pair"][1].tolist()[:examples]]
+        weighted += sum(part * float(piece["x"].mean()) for piece, part, _ in pieces) / size
+    assert seen == list(range(n))
+    assert weighted == pytest.approx((n - 1) / 2)
+
+
+def test_alone_a_batch_is_passed_on_as_it_is():
+    batch = (torch.zeros(3), torch.zeros(3))
+    assert Team(CPU).share(batch, 1)[0][0] is batch
+
+
+def test_cutting_keeps_the_structure_of_a_batch():
+    first, second = cut({"a": (torch.arange(5), [torch.arange(5)])}, 2)
+    assert first["a"][0].tolist() == [0, 1, 2]
+    assert second["a"][1][0].tolist() == [3, 4]
+
+
+def test_memory_that_runs_out_halves_the_pieces_and_leaves_the_result_as_it_was(capsys):
+    largest = 3
+
+    def train(at_a_time):
+        def objective(model, batch):
+            if model.training and len(batch[0]) > largest:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return classification()(model, batch)
+
+        torch.manual_seed(0)
+        model = plain_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loaders = TensorLoader(toy_part(), 24, device=CPU), None
+        return fit(model, loaders, objective, optimizer, epochs=2, device=CPU, accumulate=24 // at_a_time)
+
+    small = halve_until_it_fits(train, 24)
+    assert capsys.readouterr().out.splitlines() == [
+        f"Out of memory with {n} examples at a time; trying {n // 2}." for n in (24, 12, 6)
+    ]
+    largest = 24
+    assert close(small, halve_until_it_fits(train, 24))
+    largest = 0
+    with pytest.raises(RuntimeError, match="No executable batch size found"):
+        halve_until_it_fits(train, 4)
+    with pytest.raises(ValueError, match="another reason"):
+        halve_until_it_fits(lambda _: (_ for _ in ()).throw(ValueError("another reason")), 4)
+
+
+def test_pieces_below_one_are_refused():
+    with pytest.raises(ValueError, match="epochs=3 and accumulate=0 must be at least 1"):
+        trained(accumulate=0)
