@@ -241,7 +241,8 @@ def project_conflicting(g1: Tensor, g2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_gradients(g1: Tensor, g2: Tensor) -> None:
-    if g1.ndim != 1 or g1.shape != g2.shape:
+    if g1.ndim != 1 or g1.shape != g2.shape or g1.dtype != g2.dtype or not g1.is_floating_point():
         raise ValueError(
-            f"gradients {list(g1.shape)} and {list(g2.shape)} must be [P]; flatten those of shared weights"
+            f"gradients {g1.dtype} {list(g1.shape)} and {g2.dtype} {list(g2.shape)} must be [P], of one floating "
+            "type; flatten those of shared weights"
         )

@@ -40,8 +40,16 @@ class Jitter:
         """Images [N, C, H, W], uint8 or float in [0, 1], to float32 [N, C, size, size] in [0, 1].
 
         The generator must live on the device of the images.
+
+        Raises:
+            ValueError: images of another shape or type, or a size below 1.
         """
-        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        if images.ndim != 4 or 0 in images.shape or self.size < 1 or images.dtype in (torch.bool, torch.int64):
+            raise ValueError(
+                f"images {images.dtype} {list(images.shape)} at size={self.size}: give uint8 or float [N, C, H, W], "
+                "none of them 0, and a size of at least 1"
+            )
+        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         out = F.grid_sample(images, self._grid(len(images), generator), align_corners=False)
         if self.coarse is not None:
             out = self._coarsen(out, generator)
@@ -84,6 +92,12 @@ class Jitter:
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror every other photograph [N, C, H, W], by chance, left to right; not for characters."""
+    """Mirror every other photograph [N, C, H, W], by chance, left to right; not for characters.
+
+    Raises:
+        ValueError: images of another shape.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images {list(images.shape)} must be [N, C, H, W]")
     flipped = torch.rand(len(images), generator=generator, device=images.device) < 0.5
     return torch.where(flipped[:, None, None, None], images.flip(3), images)

@@ -26,12 +26,18 @@ WIDTHS = (16, 32, 64, 96)  # channels of the four blocks; 0.2 M parameters in al
 
 @dataclass(frozen=True)
 class Normalize:
-    """`(x - mean) / std` with one mean and one standard deviation for all pixels."""
+    """`(x - mean) / std` with one mean and one standard deviation for all pixels.
+
+    Raises (when called):
+        TypeError: images that are true or false.
+    """
 
     mean: float
     std: float
 
     def __call__(self, images: Tensor) -> Tensor:
+        if images.dtype is torch.bool:
+            raise TypeError(f"images {images.dtype} {list(images.shape)} must be numbers; images.float() makes them so")
         return (images - self.mean) / self.std
 
 
@@ -169,9 +175,15 @@ def cut_off(net: nn.Module, cut: Cut) -> nn.Module | None:
 
 
 def photo_weights(name: str) -> tuple[object, Remote]:
-    """torchvision's default weights for a body of `CUTS`, and the file that holds them."""
+    """torchvision's default weights for a body of `CUTS`, and the file that holds them.
+
+    Raises:
+        ValueError: no such body.
+    """
     from torchvision.models import get_model_weights
 
+    if name not in CUTS:
+        raise ValueError(f"no body for photographs called {name[:80]!r}; choose one of {', '.join(CUTS)}")
     weights = get_model_weights(CUTS[name].network).DEFAULT
     file = weights.url.rsplit("/", 1)[-1]
     digest = file.rsplit("-", 1)[-1].split(".")[0]  # torch's convention: NAME-SHA256.pth

@@ -145,7 +145,14 @@ def crop_to_ink(images: Tensor, *, size: int = 16, threshold: float = 0.3) -> Te
 
     Returns:
         [N, 1, size, size].
+
+    Raises:
+        ValueError: images of another shape or type, or a size below 1.
     """
+    if images.ndim != 4 or images.shape[1] != 1 or 0 in images.shape or not images.is_floating_point() or size < 1:
+        raise ValueError(
+            f"images {images.dtype} {list(images.shape)} at size={size}: give float [N, 1, H, W], and a size above 0"
+        )
     height, width = images.shape[2:]
     ink = images[:, 0] > threshold  # [N, H, W]
     top, bottom = _extent(ink.any(dim=2))
@@ -159,7 +166,7 @@ def crop_to_ink(images: Tensor, *, size: int = 16, threshold: float = 0.3) -> Te
         ],
         dim=1,
     )  # [N, 2, 3]
-    grid = F.affine_grid(theta, [len(images), 1, size, size], align_corners=False)
+    grid = F.affine_grid(theta.to(images.dtype), [len(images), 1, size, size], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 

@@ -190,7 +190,8 @@ def linear_probe(train: Features, test: Features, *, validation: Features | None
         C: inverse strength of the L2 penalty.
 
     Raises:
-        ValueError: NaN or infinite features, or a single class in `train`.
+        ValueError: features that are not [N, D] with N, D >= 1, labels that are not int64 [N] from 0 on, NaN or
+            infinite features, a single class in `train`, or C that is not a positive number.
     """
     _check_probe(train, test)
     scaler = StandardScaler().fit(train.x)
@@ -241,6 +242,12 @@ def knn_probe(train: Features, test: Features, *, k: int = 1) -> ProbeResult:
 
 def _check_probe(train: Features, test: Features) -> None:
     for name, features in [("train", train), ("test", test)]:
+        x, y = features.x, features.y
+        if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1] or y.dtype != torch.int64 or int(y.min()) < 0:
+            raise ValueError(
+                f"the {name} features {list(x.shape)} and labels {y.dtype} {list(y.shape)} must be [N, D] and "
+                "int64 [N], at least one example, with labels from 0 on"
+            )
         if not torch.isfinite(features.x).all():
             raise ValueError(
                 f"the {name} features hold NaN or infinity; look at the inputs and at the body's transform"

@@ -142,12 +142,18 @@ def plot_bars(ax: Axes, values: Mapping[str, np.ndarray], *, ylabel: str) -> str
 
 
 def plot_history(ax: Axes, history: Sequence[Mapping], *, value: str = "loss") -> str:
-    """train_* and validation_* of one value against the epoch, from what `fit` returned."""
+    """train_* and validation_* of one value against the epoch, from what `fit` returned.
+
+    Raises:
+        ValueError: no epoch, or none of the two in every epoch.
+    """
+    if not history:
+        raise ValueError("the history is empty; give what fit returned")
     epochs = [record["epoch"] for record in history]
     said = []
     for i, split in enumerate(("train", "validation")):
         key = f"{split}_{value}"
-        if key in history[0]:
+        if all(key in record for record in history):
             numbers = [record[key] for record in history]
             ax.plot(
                 epochs, numbers, label=split, color=COLOURS[i], linestyle=DASHES[i], marker=MARKERS[i], markersize=3
@@ -162,9 +168,25 @@ def plot_history(ax: Axes, history: Sequence[Mapping], *, value: str = "loss") -
 
 
 def plot_confusion(ax: Axes, truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> str:
-    """How often each class [rows] was called which class [columns], in per cent of the row."""
+    """How often each class [rows] was called which class [columns], in per cent of the row.
+
+    Raises:
+        ValueError: no example, or numbers that are not equally many classes 0..C-1.
+    """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    whole = {truth.dtype.kind, predicted.dtype.kind} <= {"i", "u"} and truth.shape == predicted.shape
+    if (
+        not whole
+        or not truth.size
+        or min(truth.min(), predicted.min()) < 0
+        or max(truth.max(), predicted.max()) >= len(classes)
+    ):
+        raise ValueError(
+            f"{truth.size} true and {predicted.size} predicted labels must be equally many whole numbers, at least "
+            f"one, in 0..{len(classes) - 1}"
+        )
     counts = np.zeros((len(classes), len(classes)))
-    np.add.at(counts, (np.asarray(truth), np.asarray(predicted)), 1)
+    np.add.at(counts, (truth, predicted), 1)
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ax.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     for row, column in zip(*np.nonzero(percent >= 1), strict=True):
@@ -182,9 +204,15 @@ def plot_confusion(ax: Axes, truth: np.ndarray, predicted: np.ndarray, classes: 
 
 
 def plot_embedding(ax: Axes, points: Mapping[str, np.ndarray], *, title: str = "") -> str:
-    """Clouds of two-dimensional points [N, 2], one colour and marker per name."""
+    """Clouds of two-dimensional points [N, 2], one colour and marker per name.
+
+    Raises:
+        ValueError: points that are not [N, 2] with N >= 1.
+    """
     for i, (name, xy) in enumerate(points.items()):
         xy = np.asarray(xy)
+        if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) == 0:
+            raise ValueError(f"the points of {name!r} are {list(xy.shape)}; they must be [N, 2], at least one")
         ax.scatter(xy[:, 0], xy[:, 1], s=10, alpha=0.5, color=COLOURS[i % 7], marker=MARKERS[i % 7], label=name)
     ax.set(xticks=[], yticks=[], title=title)
     ax.legend(frameon=False, fontsize=9, markerscale=1.8)

@@ -21,10 +21,12 @@ def class_prototypes(features: Features) -> Tensor:
     Every row of features.x is brought to length 1, averaged over its class, and brought to length 1 again.
 
     Raises:
-        ValueError: NaN, a single class, or a class below the largest label without an example (so also
-            fewer samples than classes).
+        ValueError: NaN, labels that are not int64 [N] from 0 on, a single class, or a class below the
+            largest label without an example (so also fewer samples than classes).
     """
     check_domains(features.x, features.x, least=1)
+    if features.y.dtype != torch.int64 or features.y.ndim != 1 or (len(features.y) and int(features.y.min()) < 0):
+        raise ValueError(f"labels must be int64 [N] from 0 on, not {features.y.dtype} {list(features.y.shape)}")
     counts = torch.bincount(features.y)
     if len(counts) < 2 or len(features.x) != len(features.y) or not counts.all():
         raise ValueError(

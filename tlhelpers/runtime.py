@@ -144,8 +144,14 @@ def to_device(batch, device: torch.device):
 
 
 def batch_size(batch) -> int:
-    """Number of examples in a batch: the length of the first tensor in it."""
+    """Number of examples in a batch: the length of the first tensor in it.
+
+    Raises:
+        ValueError: the batch is empty.
+    """
     while not isinstance(batch, torch.Tensor):
+        if len(batch) == 0:
+            raise ValueError("the batch is empty; the loader must yield at least one tensor")
         batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
     return len(batch)
 

@@ -94,18 +94,39 @@ def load_tokens(*, max_length: int = 128) -> Tokens:
 
 
 def trimmed(x: Tensor, padding: int = 0) -> Tensor:
-    """Ids [N, L], or hidden states [N, L, D] with zeros at padding, without the last columns that are all padding."""
+    """Ids [N, L], or hidden states [N, L, D] with zeros at padding, without the last columns that are all padding.
+
+    Raises:
+        ValueError: neither of the two.
+    """
+    if x.ndim not in (2, 3):
+        raise ValueError(f"{list(x.shape)} is neither ids [N, L] nor hidden states [N, L, D]")
     used = (x != padding) if x.ndim == 2 else x.any(-1)
     return x[:, : int(used.any(0).sum())]
 
 
 def length_order(ids: Tensor, padding: int = 0) -> Tensor:
-    """Rows [N] from the shortest text to the longest: batches in this order hold the least padding."""
+    """Rows [N] from the shortest text to the longest: batches in this order hold the least padding.
+
+    Raises:
+        ValueError: ids that are not [N, L].
+    """
+    if ids.ndim != 2:
+        raise ValueError(f"ids are {list(ids.shape)}; they must be [N, L]")
     return (ids != padding).sum(1).argsort(stable=True)
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean of hidden states [N, L, D] over the positions where the mask [N, L] is true: [N, D]."""
+    """Mean of hidden states [N, L, D] over the positions where the mask [N, L] is true: [N, D].
+
+    Raises:
+        ValueError: other shapes, or hidden states that are not floating.
+    """
+    if hidden.ndim != 3 or mask.shape != hidden.shape[:2] or not hidden.is_floating_point():
+        raise ValueError(
+            f"hidden states {hidden.dtype} {list(hidden.shape)} and mask {list(mask.shape)} must be float [N, L, D] "
+            "and [N, L]"
+        )
     weights = mask.unsqueeze(-1).to(hidden.dtype)  # [N, L, 1]
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 

@@ -1,0 +1,150 @@
+"""Processes that tests starve, kill, or run beside each other: `python fault_children.py NAME FOLDER`; prints counts."""
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from toys import toy_backbone, toy_images
+
+from tlhelpers.downloads import Remote, fetch
+from tlhelpers.features import cached_features, extract_features, feature_key, linear_probe
+
+
+def work(n: int = 400):
+    """A backbone and a part that are the same in every process."""
+    torch.manual_seed(0)
+    return toy_backbone(), toy_images(n)
+
+
+def right(kept) -> bool:
+    backbone, part = work()
+    return torch.equal(kept.x, extract_features(backbone, part).x)
+
+
+def full_disk(folder: Path) -> list[int]:
+    """Keep features while no file may grow beyond k bytes, for many k, as on a full disk."""
+    count = [0, 0]
+    whole = cached_features(*work(), folder=folder / "whole")
+    size = next((folder / "whole").glob("*.safetensors")).stat().st_size
+    for k in sorted({0, 1, 7, 8, size - 1, *random.Random(0).sample(range(size), 30)}):
+        place = folder / str(k)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (k, resource.RLIM_INFINITY))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            kept = cached_features(*work(), folder=place)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        named = any("cannot keep features" in str(w.message) for w in said)
+        clean = not [path for path in place.glob("*") if path.suffix != ".lock"]
+        again = cached_features(*work(), folder=place)
+        count[0] += 1
+        count[1] += named and clean and torch.equal(kept.x, whole.x) and torch.equal(again.x, whole.x)
+    return count
+
+
+def full_disk_download(folder: Path) -> list[int]:
+    """Download while no file may grow beyond k bytes; FOLDER/port names the server."""
+    port, count = (folder / "port").read_text(), [0, 0]
+    digest, size = (folder / "digest").read_text(), int((folder / "size").read_text())
+    for k in random.Random(0).sample(range(1, size - 1), 20):
+        path = folder / str(k) / "weights.bin"
+        remote = Remote(f"http://127.0.0.1:{port}/weights.bin", f"sha256:{digest}", size)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (k, resource.RLIM_INFINITY))
+        try:
+            fetch(remote, path)
+            named = False
+        except OSError as error:
+            named = "could not be kept" in str(error) and not path.exists()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        count[0] += 1
+        count[1] += named and fetch(remote, path).stat().st_size == size
+    return count
+
+
+def read_only(folder: Path) -> list[int]:
+    """Keep features in folders without the right to write; root gives its rights up first."""
+    prepared, locked = folder / "prepared", folder / "locked"
+    first = cached_features(*work(), folder=prepared)
+    locked.mkdir()
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    else:
+        prepared.chmod(0o555)
+        locked.chmod(0o555)
+    count = [0, 0]
+    for place, warns in ((prepared, False), (locked, True), (locked / "below", True)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            kept = cached_features(*work(), folder=place)
+        named = any("cannot keep features" in str(w.message) for w in said)
+        count[0] += 1
+        count[1] += torch.equal(kept.x, first.x) and named == warns
+    try:
+        fetch(Remote("http://127.0.0.1:9/w", "md5:0"), locked / "w")
+    except OSError as error:
+        count[1] += str(locked) in str(error)
+    count[0] += 1
+    return count
+
+
+def killed(folder: Path) -> list[int]:
+    """SIGKILL a process while it fills the cache, at random moments; the next one must get what is right."""
+    chance, count = random.Random(0), [0, 0]
+    began = time.perf_counter()
+    cached_features(*work(), folder=folder / "timing")
+    usual = time.perf_counter() - began
+    backbone, part = work()
+    for i in range(60):
+        place = folder / str(i)
+        child = os.fork()
+        if child == 0:
+            cached_features(backbone, part, folder=place)
+            os._exit(0)
+        time.sleep(chance.uniform(0, 1.5 * usual))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what was left behind must not even need a remark
+            kept = cached_features(backbone, part, folder=place)
+        count[0] += 1
+        count[1] += right(kept) and not list(place.glob("*.part"))
+    return count
+
+
+def fill(folder: Path) -> list[int]:
+    """One of several processes that fill one cache at once; they begin together, when FOLDER/go appears."""
+    backbone, part = work()
+    (folder / f"ready-{os.getpid()}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.002)
+    count = [0, 0]
+    for i in range(15):
+        kept = cached_features(backbone, part, folder=folder / str(i))
+        path = folder / str(i) / f"{feature_key(backbone, part, None)}.safetensors"
+        count[0] += 1
+        count[1] += right(kept) and path.exists()
+    return count
+
+
+def kernel(folder: Path) -> list[int]:
+    """A whole small job: features of digits from a shipped body, and a probe; returns [accuracy in 1e-6, peak MiB]."""
+    from tlhelpers.backbones import load_backbone
+    from tlhelpers.datasets import load_dataset
+
+    digits, backbone = load_dataset("digits"), load_backbone("glyphs-all")
+    train, test = (cached_features(backbone, part, folder=folder) for part in (digits.train, digits.test))
+    accuracy = linear_probe(train, test).accuracy
+    return [round(1e6 * accuracy), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(globals()[sys.argv[1]](Path(sys.argv[2]))))
