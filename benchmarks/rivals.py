@@ -109,7 +109,7 @@ def accuracy_gap(scores: dict[str, list[float]]) -> dict[str, float]:
     """Mean test accuracy of `fit` minus the mean of all others, plus-minus two standard errors."""
     others = [value for name, values in scores.items() if name != "fit" for value in values]
     gap = statistics.mean(scores["fit"]) - statistics.mean(others)
-    error = sum(statistics.variance(v) / len(v) for v in (scores["fit"], others)) ** 0.5 if len(others) > 9 else 1.0
+    error = sum(statistics.variance(values) / len(values) for values in (scores["fit"], others)) ** 0.5
     return {"value": gap, "low": gap - 2 * error, "high": gap + 2 * error}
 
 

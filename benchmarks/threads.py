@@ -19,7 +19,7 @@ from benchmarks.timing import SMOKE, interleaved, ratio, save
 from tlhelpers.data import TensorLoader
 from tlhelpers.features import C_GRID, Features, linear_probe
 
-STEPS = 2 if SMOKE else 30
+STEPS = 2 if SMOKE else 10
 
 
 def child() -> None:

@@ -99,3 +99,30 @@ def test_the_page_of_arithmetic_holds_the_numbers_of_the_files():
     text = scale.PAGE.read_text("utf-8")
     assert scale.with_tables(text) == text
     assert scale.with_tables(text.replace("GFLOP/s (ResNet-18", "TFLOP/s (ResNet-18")) == text
+
+
+def test_fit_on_resident_data_gives_the_bits_of_the_hand_written_loop_over_a_dataloader():
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from benchmarks.nets import hand_loop, noise, tiny_cnn
+    from tlhelpers.data import TensorLoader
+    from tlhelpers.objectives import classification
+    from tlhelpers.train import fit
+
+    cpu, part, models = torch.device("cpu"), noise(40, 1, 32, 32), [tiny_cnn(), tiny_cnn()]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3) for model in models]
+    hand_loop(models[0], DataLoader(TensorDataset(part.x, part.y), 16), optimizers[0], epochs=2)
+    fit(models[1], (TensorLoader(part, 16, device=cpu), None), classification(), optimizers[1], epochs=2, device=cpu)
+    weights = models[1].state_dict()
+    assert [name for name, value in models[0].state_dict().items() if not torch.equal(value, weights[name])] == []
+
+
+def test_cached_features_give_the_losses_of_a_body_that_runs_in_every_epoch(monkeypatch):
+    from benchmarks import features, nets
+
+    monkeypatch.setattr(features, "EPOCHS", 3)
+    backbone, part = features.body("GlyphNet"), nets.noise(40, 1, 32, 32)
+    again, cached = features.again(backbone, part), features.cached(backbone, part)
+    assert again == pytest.approx(cached, abs=1e-4)
+    assert again[0] > again[-1]
