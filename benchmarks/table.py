@@ -86,7 +86,12 @@ ROWS = [
     Row("streaming/peak memory", "10^4 to 10^6 rows streamed: growth of peak memory, MiB (file: 252)", 8),
     Row("streaming/probe memory", "10^4 to 10^6 rows, probe on the file: growth of memory, MiB", 32),
     Row("streaming/time", "10^4 to 10^6 rows: exponent of time over rows (1 is linear)", 1.1),
-    Row("pages/slowest", "slowest page as saved, seconds", 60, because="see `pages.json` for all pages"),
+    Row(
+        "pages/slowest",
+        "slowest page as saved, seconds",
+        60,
+        because="pages 03, 04 and 06 take longer (pages.json); the machine was shared when they were saved",
+    ),
     Row("threads/two processes", "two trainings at a time: two threads each / one each"),
     Row("threads/probe", "regression with BLAS on all cores / linear_probe"),
     Row("scale/side", "ResNet-18 at 128 px: measured time / predicted from 64 px by operations"),
