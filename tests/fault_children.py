@@ -1,4 +1,4 @@
-"""Processes that tests starve, kill, or run beside each other: `python fault_children.py NAME FOLDER`; prints counts."""
+"""Processes that tests starve, kill or run side by side: `python fault_children.py NAME FOLDER`; prints counts."""
 
 import json
 import os
@@ -143,6 +143,43 @@ def kernel(folder: Path) -> list[int]:
     train, test = (cached_features(backbone, part, folder=folder) for part in (digits.train, digits.test))
     accuracy = linear_probe(train, test).accuracy
     return [round(1e6 * accuracy), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024]
+
+
+def numbers(folder: Path) -> list:
+    """What the same seed gives: a short training, a few-shot draw, a probe and scores, as exact texts."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from tlhelpers.augment import Jitter
+    from tlhelpers.backbones import load_backbone
+    from tlhelpers.data import few_shot, make_loaders
+    from tlhelpers.datasets import load_dataset
+    from tlhelpers.objectives import classification
+    from tlhelpers.runtime import seed_everything
+    from tlhelpers.surgery import attach_head
+    from tlhelpers.train import fit
+    from tlhelpers.transferability import h_score, logme, proxy_a_distance
+
+    cpu, found = torch.device("cpu"), []
+    digits, backbone = load_dataset("digits"), load_backbone("glyphs-all")
+    few = few_shot(digits.train, 5, seed=0)
+    seed_everything(0)
+    model = attach_head(backbone, 10)
+    loaders = make_loaders(few, few, augment=Jitter(degrees=5), transform=backbone.transform, device=cpu)
+    found += fit(model, loaders, classification(), torch.optim.Adam(model.parameters(), 1e-3), epochs=2, device=cpu)
+    one, other = extract_features(backbone, few, device=cpu), extract_features(backbone, digits.test, device=cpu)
+    found += [linear_probe(one, other).accuracy, h_score(one.x, one.y), logme(one.x, one.y)]
+    found += [proxy_a_distance(one.x, other.x)]
+    for workers in (0, 1, 2):  # the order comes from the generator, and not from who loads
+        seed_everything(0)
+        model = attach_head(backbone, 10)
+        order = torch.Generator().manual_seed(0)
+        loader = DataLoader(TensorDataset(few.x, few.y), 16, shuffle=True, num_workers=workers, generator=order)
+        history = fit(
+            model, (loader, None), classification(), torch.optim.SGD(model.parameters(), 0.01), epochs=2, device=cpu
+        )
+        found.append({name: value for name, value in history[-1].items() if name != "seconds"})
+    assert found[-1] == found[-2] == found[-3]
+    return [str({k: v for k, v in f.items() if k != "seconds"} if isinstance(f, dict) else f) for f in found]
 
 
 if __name__ == "__main__":

@@ -153,6 +153,7 @@ def _write(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     with os.fdopen(handle, "wb") as file:
         file.write(content)
+    os.chmod(temporary, 0o644)  # mkstemp lets only its owner read, but a room may share the folder
     os.replace(temporary, path)
 
 

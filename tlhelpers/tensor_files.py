@@ -23,6 +23,7 @@ def keep_tensor(path: Path, x: Tensor) -> None:
         aside = path.with_suffix(".part")
         try:
             save_file({"x": x}, aside, {"sha256": _digest(x)})
+            aside.chmod(0o644)  # safetensors lets only its owner read, but a room may share the folder
             with aside.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(aside, path)

@@ -1,0 +1,82 @@
+"""Long runs and many of them: memory, files, threads and hooks stay what they were."""
+
+import gc
+import threading
+
+import psutil
+import pytest
+import torch
+from test_faults import child, counts
+
+from tlhelpers.backbones import load_backbone
+from tlhelpers.data import few_shot, make_loaders
+from tlhelpers.datasets import load_dataset
+from tlhelpers.features import extract_features, linear_probe
+from tlhelpers.objectives import classification
+from tlhelpers.surgery import attach_head, freeze, unfreeze
+from tlhelpers.train import fit
+
+pytestmark = pytest.mark.faults
+CPU = torch.device("cpu")
+
+
+def held(model=None) -> dict[str, float]:
+    """What this process holds: MiB, open files, threads, and hooks of a model."""
+    gc.collect()
+    me = psutil.Process()
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] if model is not None else [0]
+    return {
+        "MiB": me.memory_info().rss / 2**20,
+        "files": me.num_fds(),
+        "threads": threading.active_count(),
+        "hooks": sum(hooks),
+    }
+
+
+def grown(first: dict[str, float], last: dict[str, float]) -> list[str]:
+    """What was not flat: memory by more than 5 per cent, anything else at all."""
+    return [name for name in first if last[name] > first[name] * (1.05 if name == "MiB" else 1)]
+
+
+def a_run(epochs: int = 1, on_epoch=None):
+    backbone = load_backbone("glyphs-all")
+    digits = load_dataset("digits")
+    few = few_shot(digits.train, 5, seed=0)
+    model = attach_head(backbone, 10)
+    freeze(model.body)
+    unfreeze(model.body)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    loaders = make_loaders(few, few, transform=backbone.transform, device=CPU)
+    fit(model, loaders, classification(), optimizer, epochs=epochs, device=CPU, on_epoch=on_epoch)
+    features = extract_features(backbone, few, device=CPU)
+    linear_probe(features, features)
+    return backbone.module
+
+
+def test_fifty_runs_in_one_kernel_leave_nothing_behind(fault_row, capsys):
+    notes = [held(a_run()) for _ in range(50)]
+    with capsys.disabled():
+        print(f"\n50 runs: {notes[2]} after the third, {notes[-1]} after the last")
+    flat = [not grown(notes[2], note) for note in notes[3:]]
+    fault_row(
+        "50 runs in one kernel", "memory within 5 %, no file, thread or hook more than after run 3", 47, sum(flat)
+    )
+
+
+def test_two_hundred_epochs_of_the_small_net_leave_nothing_behind(fault_row, capsys):
+    notes = []
+    a_run(200, on_epoch=lambda _record: notes.append(held()))
+    with capsys.disabled():
+        print(f"\n200 epochs: {notes[2]} after the third, {notes[-1]} after the last")
+    flat = [not grown(notes[2], note) for note in notes[3:]]
+    fault_row("200 epochs of the small net", "memory within 5 %, no file or thread more than after 3", 197, sum(flat))
+
+
+def test_ten_kernels_at_once_finish_with_the_same_result(tmp_path, fault_row, capsys):
+    found = [counts(process) for process in [child("kernel", tmp_path) for _ in range(10)]]
+    accuracies, peaks = zip(*found, strict=True)
+    with capsys.disabled():
+        print(f"\n10 kernels at once: {min(peaks)} to {max(peaks)} MiB each at most")
+    assert len(set(accuracies)) == 1
+    assert max(peaks) < 1536  # what Binder leaves to a kernel
+    fault_row("ten kernels at once on one machine", "each finishes with the same accuracy", 10, len(accuracies))
