@@ -31,6 +31,7 @@ from tlhelpers import (
     data,
     datasets,
     diagnose,
+    distributed,
     downloads,
     features,
     folders,
@@ -40,6 +41,8 @@ from tlhelpers import (
     plots,
     pseudo_labels,
     runtime,
+    schedules,
+    scorebook,
     strategy,
     surgery,
     text,
@@ -107,6 +110,9 @@ def model_of() -> st.SearchStrategy:
 
 def axes() -> st.SearchStrategy:
     return st.builds(lambda: Figure().subplots())
+
+
+BOOKS = st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=3)
 
 
 def batches() -> st.SearchStrategy:
@@ -481,6 +487,8 @@ CASES = {
     "text.UpperLayers": of(lambda x: text.cut_body(tiny_body(), 1)[1](x), tensors(3, True), also=MODEL_ERRORS),
     "text.cut_body": of(lambda top: text.cut_body(tiny_body(), top), COUNTS),
     "text.load_hub_body": of(text.load_hub_body, NAMES, also=(OSError,)),
+    "distributed.cut": of(distributed.cut, batches(), st.integers(1, 5)),
+    "scorebook.merged": of(scorebook.merged, BOOKS, BOOKS),
     "train.fit": of(
         fitted,
         tensors(2, True),
@@ -493,8 +501,8 @@ CASES = {
     "train.evaluate": of(
         lambda batch: train.evaluate(toy_model(), loaded(batch), device=CPU), batches(), also=MODEL_ERRORS
     ),
-    "train.warmup_cosine": of(
-        lambda warmup, progress: train.warmup_cosine(warmup)(progress), NUMBERS, st.sampled_from([0, 0.5, 1.0])
+    "schedules.warmup_cosine": of(
+        lambda warmup, progress: schedules.warmup_cosine(warmup)(progress), NUMBERS, st.sampled_from([0, 0.5, 1.0])
     ),
     "transferability.proxy_a_distance": of(
         transferability.proxy_a_distance, tensors(2, True), tensors(2, True), seed=SEEDS
@@ -522,7 +530,7 @@ EXEMPT = {
     **dict.fromkeys(("backbones.Backbone", "backbones.Cut", "messages.Messages", "runtime.Machine"), RECORD),
     "backbones.cut_off": "takes torchvision's own networks only; each is cut in tests/test_backbones.py",
     **dict.fromkeys(
-        ("cli.main", "cli.prefetch", "doctor.doctor"), "a command; tests/test_cli.py, tests/test_faults.py"
+        ("cli.main", "cli.prefetch", "cli.progress", "doctor.doctor"), "a command; tests/test_cli.py, test_faults.py"
     ),
     **dict.fromkeys(("downloads.fetch", "downloads.digest_of"), "files: tests/test_downloads.py, tests/test_faults.py"),
     **dict.fromkeys(("tensor_files.keep_tensor", "tensor_files.kept_tensor"), "files: tests/test_faults.py"),
@@ -534,7 +542,18 @@ EXEMPT = {
     "runtime.mixed_precision": "takes a device, of which the tests have one",
     "text.load_text_body": "a single yes or no",
     "plots.show": "takes a figure and a text, and hands both to IPython",
-    "train.Rates": "the part of `fit` that sets learning rates; driven there",
+    "schedules.Rates": "the part of `fit` that sets learning rates; driven there",
+    **dict.fromkeys(
+        (f"progress.{n}" for n in ("Means", "Run", "random_states", "set_random_states")), "parts of `fit`"
+    ),
+    **dict.fromkeys(("checkpoint.Checkpoint", "checkpoint.Damaged", "checkpoint.read"), "files: test_checkpoint.py"),
+    **dict.fromkeys(("checkpoint.write", "checkpoint.stop_button"), "files and signals: tests/test_checkpoint.py"),
+    **dict.fromkeys(("distributed.Team", "distributed.halve_until_it_fits"), "processes: tests/test_distributed.py"),
+    **dict.fromkeys(("feature_files.open_features", "feature_files.stream_features"), "files: test_feature_files.py"),
+    "features.feature_function": "the part of `extract_features` that runs the body; driven there",
+    **dict.fromkeys((f"scorebook.{n}" for n in ("note", "read", "write", "export")), "files: tests/test_scorebook.py"),
+    **dict.fromkeys((f"scorebook.{n}" for n in ("collected", "places", "questions", "show")), "no argument"),
+    "scorebook.name_of": "takes anything, and knows the questions of the pages",
 }
 
 
