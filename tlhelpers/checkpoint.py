@@ -35,12 +35,11 @@ class Checkpoint:
         choices: the arguments of `fit` that must be the same for a run to be continued, "epochs" among them.
         team: the processes of the run; the first one writes.
 
-    If there is a file, the run goes to where it was; else the start of the run is kept at once, so
-    that a folder that cannot be written shows now and not after hours.
+    If there is a file, the run goes to where it was; else its start is kept, so that a folder that
+    cannot be written shows at once.
 
     Raises:
-        ValueError: the file is damaged and so is the previous one, is no checkpoint, holds more than
-            tensors and plain values, or belongs to another run.
+        ValueError: damaged (and the previous file too), no checkpoint, unsafe, or of another run.
         OSError: the file cannot be written.
     """
 
@@ -69,10 +68,9 @@ class Checkpoint:
 
     def save(self) -> None:
         """Keep the run as it is now.  If that fails, warn: training matters more than its copy."""
-        if not self.writes:
-            return
         try:
-            write(self.path, self._state())
+            if self.writes:
+                write(self.path, self._state())
         except OSError as error:
             warnings.warn(
                 f"the checkpoint {self.path} could not be written after {self.run}: {error}. "

@@ -1,6 +1,8 @@
 """A batch in pieces: over several processes, on `accelerate`, and over time when it is too large for memory.
 
-Start the same program with `accelerate launch --num_processes 2 program.py` or, in a notebook, with
+Start the same program with `accelerate launch --multi_gpu --num_processes 2 program.py` (on CPUs too:
+accelerate starts only one process there without it), on several machines with
+`--num_machines`, `--machine_rank` and `--main_process_ip` as well, or in a notebook with
 `accelerate.notebook_launcher(function, num_processes=2)`; `fit` and `evaluate` notice it by themselves.
 Every process needs the same loaders and takes its share of each batch, so that the loss of the whole
 batch is what one process would have, up to rounding.  What is computed over a batch is not: BatchNorm,
