@@ -487,7 +487,7 @@ CASES = {
     "text.UpperLayers": of(lambda x: text.cut_body(tiny_body(), 1)[1](x), tensors(3, True), also=MODEL_ERRORS),
     "text.cut_body": of(lambda top: text.cut_body(tiny_body(), top), COUNTS),
     "text.load_hub_body": of(text.load_hub_body, NAMES, also=(OSError,)),
-    "distributed.cut": of(distributed.cut, batches(), st.integers(1, 5)),
+    "distributed.cut": of(distributed.cut, batches(), st.integers(1, 5), also=MODEL_ERRORS),
     "scorebook.merged": of(scorebook.merged, BOOKS, BOOKS),
     "train.fit": of(
         fitted,
