@@ -6,6 +6,7 @@ without either fails here.  `HYPOTHESIS_PROFILE=large` (make test-faults) draws 
 
 import importlib
 import inspect
+import io
 import math
 import os
 import pkgutil
@@ -27,12 +28,14 @@ from tlhelpers import (
     alignment,
     augment,
     backbones,
+    checkpoint,
     checks,
     data,
     datasets,
     diagnose,
     distributed,
     downloads,
+    feature_files,
     features,
     folders,
     glyphs,
@@ -112,9 +115,6 @@ def axes() -> st.SearchStrategy:
     return st.builds(lambda: Figure().subplots())
 
 
-BOOKS = st.dictionaries(st.text(max_size=4), st.text(max_size=4), max_size=3)
-
-
 def batches() -> st.SearchStrategy:
     return st.tuples(tensors(2, True), labels())
 
@@ -191,6 +191,22 @@ def table(tmp: str, content: bytes, *columns: str):
     return messages.read_table(path, *columns)
 
 
+def in_file(function: Callable) -> Callable:
+    """The function on a file with these bytes."""
+
+    def call(tmp: str, content: bytes):
+        path = Path(tmp) / "file"
+        path.write_bytes(content)
+        return function(path)
+
+    return call
+
+
+BOOKS = st.dictionaries(NAMES, NAMES, max_size=3)
+BYTES = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from([b"{}", b"[]", b"null", b'{"version": 1, "solved": []}', b'{"version": "1", "solved": {}}']),
+)
 SMALL = {"gen": st.builds(lambda: torch.Generator().manual_seed(0))}
 TASKS = st.dictionaries(st.sampled_from(["a", "b", "c"]), NUMBERS, max_size=3)
 STATES = st.dictionaries(st.sampled_from("ab"), tensors(), max_size=2)
@@ -243,6 +259,7 @@ CASES = {
         also=(OSError,),
     ),
     "backbones.photo_weights": of(backbones.photo_weights, NAMES),
+    "checkpoint.read": of(in_file(checkpoint.read), "TMP", BYTES, also=(checkpoint.Damaged,)),
     "checks.claim": of(checks.claim, NAMES, NUMBERS, at_least=NUMBERS, at_most=NUMBERS, also=(AssertionError,)),
     "checks.claims_table": of(checks.claims_table),
     "checks.question": of(
@@ -301,6 +318,15 @@ CASES = {
         COUNTS,
         also=MODEL_ERRORS,
     ),
+    "distributed.cut": of(
+        distributed.cut,
+        st.recursive(tensors(2), lambda x: st.lists(x, min_size=1, max_size=2), max_leaves=3),
+        COUNTS,
+        also=(RuntimeError,),
+    ),
+    "distributed.halve_until_it_fits": of(
+        lambda size: distributed.halve_until_it_fits(lambda n: n, size), st.sampled_from([1, 2, 7, 64])
+    ),
     "downloads.Remote": of(lambda url: downloads.Remote(url, "md5:0").name, NAMES),
     "features.extract_features": of(
         features.extract_features,
@@ -318,6 +344,7 @@ CASES = {
     ),
     "features.linear_probe": of(features.linear_probe, feature_sets(), feature_sets(), C=NUMBERS),
     "features.knn_probe": of(features.knn_probe, feature_sets(), feature_sets(), k=COUNTS),
+    "feature_files.open_features": of(in_file(feature_files.open_features), "TMP", BYTES, also=(OSError,)),
     "folders.read_folder": of(lambda name: folders.read_folder(Path(name)), NAMES, also=(OSError,)),
     "glyphs.character_class": of(glyphs.character_class, NAMES),
     "glyphs.draw_masters": of(
@@ -450,6 +477,13 @@ CASES = {
         runtime.batch_size, st.recursive(tensors(), lambda x: st.lists(x, max_size=2), max_leaves=4)
     ),
     "runtime.autocast": of(lambda dtype: runtime.autocast(CPU, dtype), st.sampled_from([None, torch.bfloat16])),
+    "scorebook.read": of(in_file(scorebook.read), "TMP", BYTES),
+    "scorebook.merged": of(scorebook.merged, BOOKS, BOOKS),
+    "scorebook.name_of": of(scorebook.name_of, st.one_of(NAMES, NUMBERS, st.none())),
+    "scorebook.note": of(scorebook.note, st.one_of(NAMES, NUMBERS, st.none())),
+    "scorebook.export": of(
+        lambda books: scorebook.export(books, io.StringIO()), st.dictionaries(NAMES, BOOKS, max_size=2)
+    ),
     "strategy.recommend": of(
         strategy.recommend,
         COUNTS,
@@ -487,8 +521,6 @@ CASES = {
     "text.UpperLayers": of(lambda x: text.cut_body(tiny_body(), 1)[1](x), tensors(3, True), also=MODEL_ERRORS),
     "text.cut_body": of(lambda top: text.cut_body(tiny_body(), top), COUNTS),
     "text.load_hub_body": of(text.load_hub_body, NAMES, also=(OSError,)),
-    "distributed.cut": of(distributed.cut, batches(), st.integers(1, 5), also=MODEL_ERRORS),
-    "scorebook.merged": of(scorebook.merged, BOOKS, BOOKS),
     "train.fit": of(
         fitted,
         tensors(2, True),
@@ -523,14 +555,25 @@ CASES = {
     ),
 }
 
+OF_FIT = "a part of `fit`, which is tried; tests/test_checkpoint.py, tests/test_distributed.py"
 RECORD = "a record that the package fills and gives back"
 EXEMPT = {
     **dict.fromkeys(("checks.Question", "features.Features", "features.ProbeResult", "folders.Reading"), RECORD),
     **dict.fromkeys(("pseudo_labels.SelfTraining", "strategy.Recommendation", "surgery.TrainableSummary"), RECORD),
     **dict.fromkeys(("backbones.Backbone", "backbones.Cut", "messages.Messages", "runtime.Machine"), RECORD),
+    **dict.fromkeys(("progress.Means", "progress.Run", "progress.random_states", "progress.set_random_states"), OF_FIT),
+    **dict.fromkeys(
+        ("checkpoint.Checkpoint", "checkpoint.stop_button", "checkpoint.write", "distributed.Team"), OF_FIT
+    ),
+    "checkpoint.Damaged": "an error",
+    "features.feature_function": "the inside of extract_features, which is tried",
+    "feature_files.stream_features": "extract_features by batches: tests/test_feature_files.py",
+    **dict.fromkeys((f"scorebook.{n}" for n in ("collected", "places", "questions", "show")), "no argument"),
+    "scorebook.write": "writes what `read` gives: tests/test_scorebook.py",
     "backbones.cut_off": "takes torchvision's own networks only; each is cut in tests/test_backbones.py",
     **dict.fromkeys(
-        ("cli.main", "cli.prefetch", "cli.progress", "doctor.doctor"), "a command; tests/test_cli.py, test_faults.py"
+        ("cli.main", "cli.prefetch", "cli.progress", "doctor.doctor"),
+        "a command; tests/test_cli.py, tests/test_faults.py",
     ),
     **dict.fromkeys(("downloads.fetch", "downloads.digest_of"), "files: tests/test_downloads.py, tests/test_faults.py"),
     **dict.fromkeys(("tensor_files.keep_tensor", "tensor_files.kept_tensor"), "files: tests/test_faults.py"),
@@ -543,17 +586,6 @@ EXEMPT = {
     "text.load_text_body": "a single yes or no",
     "plots.show": "takes a figure and a text, and hands both to IPython",
     "schedules.Rates": "the part of `fit` that sets learning rates; driven there",
-    **dict.fromkeys(
-        (f"progress.{n}" for n in ("Means", "Run", "random_states", "set_random_states")), "parts of `fit`"
-    ),
-    **dict.fromkeys(("checkpoint.Checkpoint", "checkpoint.Damaged", "checkpoint.read"), "files: test_checkpoint.py"),
-    **dict.fromkeys(("checkpoint.write", "checkpoint.stop_button"), "files and signals: tests/test_checkpoint.py"),
-    **dict.fromkeys(("distributed.Team", "distributed.halve_until_it_fits"), "processes: tests/test_distributed.py"),
-    **dict.fromkeys(("feature_files.open_features", "feature_files.stream_features"), "files: test_feature_files.py"),
-    "features.feature_function": "the part of `extract_features` that runs the body; driven there",
-    **dict.fromkeys((f"scorebook.{n}" for n in ("note", "read", "write", "export")), "files: tests/test_scorebook.py"),
-    **dict.fromkeys((f"scorebook.{n}" for n in ("collected", "places", "questions", "show")), "no argument"),
-    "scorebook.name_of": "takes anything, and knows the questions of the pages",
 }
 
 

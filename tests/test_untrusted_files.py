@@ -140,6 +140,19 @@ def test_a_pickle_in_the_feature_cache_is_replaced_by_features(marker, fault_row
     fault_row("pickle with code in the feature cache", "features are computed again, the code never runs", *counts)
 
 
+def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(marker, fault_row):
+    from tlhelpers import checkpoint
+
+    counts, path = [0, 0], marker.parent / "run.pt"
+    for bomb in pickles(marker).values():
+        path.write_bytes(bomb)
+        counts[0] += 1
+        with pytest.raises((ValueError, checkpoint.Damaged)):
+            checkpoint.read(path)
+        counts[1] += not marker.exists()
+    fault_row("pickle with code as a checkpoint", "refused, the code never runs", *counts)
+
+
 @pytest.mark.parametrize("position", ["pytorch_model.bin", "model.safetensors", "tokenizer.json", "config.json"])
 def test_a_pickle_in_a_model_folder_is_refused(position, marker, fault_row):
     from transformers import BertConfig, BertModel

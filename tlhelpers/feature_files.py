@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -71,9 +72,13 @@ def open_features(path: Path) -> Features:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or another file.
     """
-    tensors = load_file(path)
-    return Features(tensors["x"], tensors["y"])
+    try:
+        tensors = load_file(path)
+        return Features(tensors["x"], tensors["y"])
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} does not hold features ({error}); remove it and extract them again") from error
 
 
 def _write_header(file: BinaryIO, rows: int, width: int) -> tuple[int, int]:
