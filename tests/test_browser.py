@@ -6,7 +6,6 @@ that each page took go to build/browser/.
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -101,23 +100,10 @@ def _wait_for(port: int, server: subprocess.Popen, log: Path) -> None:
     pytest.fail(f"JupyterLab did not start:\n{log.read_text('utf-8')}")
 
 
-@pytest.fixture(scope="session")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    # Debian's Chromium where there is one, else the one of `playwright install chromium`.
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def tab(chromium):
     """A page of the browser; at the end of the test it must have logged no error."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
     errors = []
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
     tab.set_default_timeout(120_000)
