@@ -18,19 +18,22 @@ root_doc = "docs/index"
 include_patterns = ["docs/*.md", "notebooks/*.ipynb"]
 exclude_patterns = [".venv", "build"]
 html_theme = "furo"
-html_extra_path = ["index.html"]
+html_static_path = ["_static"]
+revealjs_style_theme = "white"  # carries its fonts; for `make slides`, as is the next line
+revealjs_css_files = ["slides.css"]
 html_copy_source = False
 
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # no widget is saved, and the default is a script of another host
 nb_merge_streams = True
+nb_mime_priority_overrides = [("revealjs", "image/png", 10)]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
 
 def add_alt_texts(app: Sphinx, docname: str, source: list[str]) -> None:
     """Give figures the alt text that `plots.show` has saved; myst-nb reads it from the cell instead."""
-    if not docname.startswith("notebooks/"):
+    if app.env.doc2path(docname).suffix != ".ipynb":
         return
     page = json.loads(source[0])
     for cell in page["cells"]:

@@ -46,7 +46,8 @@ class Reader(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Reader]:
     """Every HTML page of a fresh build, in which a warning is an error."""
     out = tmp_path_factory.mktemp("site")
-    build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", str(out)]
+    build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs"]
+    build += ["-D", "html_extra_path=index.html", ".", str(out)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return {path: Reader(path) for path in sorted(out.rglob("*.html")) if "_static" not in path.parts}
