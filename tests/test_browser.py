@@ -110,6 +110,8 @@ def tab(chromium):
     tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: errors.append(str(error)))
     yield tab
+    # The next test starts with a kernel of its own, and eleven kernels would need as many GB.
+    tab.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
     tab.close()
     assert errors == []
 
