@@ -18,7 +18,7 @@ root_doc = "docs/index"
 include_patterns = ["docs/*.md", "notebooks/*.ipynb"]
 exclude_patterns = [".venv", "build"]
 html_theme = "furo"
-html_static_path = ["_static"]
+html_static_path = revealjs_static_path = ["_static"]
 revealjs_style_theme = "white"  # carries its fonts; for `make slides`, as is the next line
 revealjs_css_files = ["slides.css"]
 html_copy_source = False
