@@ -30,6 +30,7 @@ audit: .venv/ready
 
 notebooks: .venv/ready
 	$(BIN)/python -m tlhelpers.recipes.pages
+	$(BIN)/python docs/kit.py guide
 
 # What you have solved, also as a table for an instructor.
 progress: .venv/ready

@@ -89,3 +89,17 @@ def _seeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     seed_everything(0)
     monkeypatch.setenv("TLHELPERS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser for the tests marked "browser"."""
+    from playwright.sync_api import sync_playwright
+
+    # Debian's Chromium where there is one, else the one of `playwright install chromium`.
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

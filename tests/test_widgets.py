@@ -12,14 +12,14 @@ def shown(monkeypatch):
     return things
 
 
-def sliders_in(box):
-    return [child for child in box.children if isinstance(child, ipywidgets.SelectionSlider)]
+def menus_in(box):
+    return [child for child in box.children if isinstance(child, ipywidgets.Dropdown)]
 
 
-def test_the_function_is_drawn_at_once_and_again_at_every_move(shown):
+def test_the_function_is_drawn_at_once_and_again_at_every_change(shown):
     calls = []
     widgets.explore(lambda **values: calls.append(values), labels_per_class=[1, 5, 20], method=("probe", "scratch"))
-    labels, method = sliders_in(shown[0])
+    labels, method = menus_in(shown[0])
     assert calls == [{"labels_per_class": 1, "method": "probe"}]
     labels.value = 20
     method.value = "scratch"
@@ -31,13 +31,12 @@ def test_the_function_is_drawn_at_once_and_again_at_every_move(shown):
     assert len(calls) == 3
 
 
-def test_sliders_offer_the_choices_in_order_under_a_readable_name(shown):
+def test_menus_offer_the_choices_in_order_under_a_readable_name(shown):
     widgets.explore(lambda **_: None, labels_per_class=[20, 1, 5])
-    (slider,) = sliders_in(shown[0])
-    assert slider.options == (("20", 20), ("1", 1), ("5", 5))
-    assert slider.description == "labels per class"
-    assert "tl-labels-per-class" in slider._dom_classes
-    assert not slider.continuous_update  # draw when the slider is let go, not on the way
+    (menu,) = menus_in(shown[0])
+    assert menu.options == (("20", 20), ("1", 1), ("5", 5))
+    assert menu.description == "labels per class"
+    assert "tl-labels-per-class" in menu._dom_classes
 
 
 def test_an_argument_without_values_is_named_before_anything_is_drawn(shown):

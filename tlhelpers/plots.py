@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 # Okabe & Ito's colours can be told apart by the colour-blind; markers and dashes repeat the distinction.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#E69F00")
+# Their sky blue and orange are too pale on white (contrast 2.3), so a violet and an olive stand for them.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#9016FA", "#000000", "#393508")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 

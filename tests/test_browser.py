@@ -1,0 +1,191 @@
+"""Every page in JupyterLab, in a real browser: `make test-browser`.
+
+Not in the default run: it needs Chromium and playwright, and minutes.  Screenshots and the seconds
+that each page took go to build/browser/.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parent.parent
+SHOTS = ROOT / "build" / "browser"
+# The slowest page first, so that two workers end at about the same time.
+PAGES = sorted(
+    (ROOT / "notebooks").glob("*.ipynb"),
+    key=lambda path: -json.loads(path.read_text("utf-8"))["metadata"]["tlcourse"]["seconds"],
+)
+FOLDERS = ("CONFIG", "DATA", "RUNTIME")
+SETTINGS = {
+    # Cells outside the window stay in the document, and no notice covers them.
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+READY = """async () => {
+    const panel = jupyterapp.shell.currentWidget;
+    await panel.context.ready; await panel.sessionContext.ready; await panel.revealed;
+}"""
+IDLE = "() => jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
+RUN_ALL = """() => {
+    window.allRun = false;
+    jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.allRun = true; });
+}"""
+# What the widget shows below its menus: figures by their source, and the text.
+SHOWN = """menu => {
+    const output = menu.closest('.widget-vbox').querySelector('.jupyter-widgets-output-area, .widget-output');
+    return {figure: [...output.querySelectorAll('img')].map(img => img.src).join(), text: output.innerText};
+}"""
+CHANGED = """([menu, before]) => {
+    const now = (%s)(menu);
+    return now.figure && now.text && now.figure !== before.figure && now.text !== before.text;
+}"""
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory):
+    """Address of a JupyterLab on copies of the pages, their outputs cleared: what shows was computed here."""
+    home = tmp_path_factory.mktemp("lab")
+    (home / "notebooks").mkdir()
+    for path in PAGES:
+        page = nbformat.read(path, as_version=4)
+        for cell in page.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(page, home / "notebooks" / path.name)
+    settings = home / "CONFIG" / "labconfig" / "default_setting_overrides.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(json.dumps(SETTINGS), "utf-8")
+    env = os.environ | {f"JUPYTER_{name}_DIR": str(home / name) for name in FOLDERS}
+    env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("SETTINGS", "WORKSPACES")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--IdentityProvider.token=tests",
+        f"--ServerApp.root_dir={home / 'notebooks'}",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
+    log = (home / "lab.log").open("w")
+    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env=env, stdout=log, stderr=log)
+    try:
+        _wait_for(port, server, home / "lab.log")
+        yield f"http://127.0.0.1:{port}/lab/tree/{{}}?token=tests&reset"
+    finally:
+        server.terminate()
+        server.wait()
+        log.close()
+
+
+def _wait_for(port: int, server: subprocess.Popen, log: Path) -> None:
+    for _ in range(240):
+        assert server.poll() is None, log.read_text("utf-8")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.25)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text('utf-8')}")
+
+
+@pytest.fixture
+def tab(chromium):
+    """A page of the browser; at the end of the test it must have logged no error."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    errors = []
+    tab = chromium.new_page(viewport={"width": 1280, "height": 900})
+    tab.set_default_timeout(120_000)
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    yield tab
+    # The next test starts with a kernel of its own, and eleven kernels would need as many GB.
+    tab.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    tab.close()
+    assert errors == []
+
+
+def open_page(tab, lab: str, name: str) -> None:
+    """Until the kernel is idle; the notebook's own sign says idle before the page is loaded."""
+    tab.goto(lab.format(name))
+    tab.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook .jp-Cell")
+    tab.evaluate(READY)
+    tab.wait_for_function(IDLE)
+
+
+def run_all(tab) -> list[dict]:
+    """Run all cells; returns the code cells as the notebook then holds them."""
+    tab.evaluate(RUN_ALL)
+    tab.wait_for_function("() => window.allRun", timeout=400_000)
+    page = tab.evaluate("() => jupyterapp.shell.currentWidget.content.model.toJSON()")
+    return [cell for cell in page["cells"] if cell["cell_type"] == "code"]
+
+
+def note(name: str, **seconds: float) -> None:
+    words = ", ".join(f"{what} {value:.1f} s" for what, value in seconds.items())
+    (SHOTS / f"{name}.txt").write_text(f"{name}: {words}\n", "utf-8")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_runs_and_its_widgets_answer_the_keyboard(tab, lab, path):
+    from axe_playwright_python.sync_playwright import Axe
+
+    began = time.perf_counter()
+    open_page(tab, lab, path.name)
+    opened = time.perf_counter()
+    cells = run_all(tab)
+    ran = time.perf_counter()
+    assert all(cell["execution_count"] for cell in cells if cell["source"])
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+
+    menus = tab.locator(".widget-vbox select")
+    assert menus.count() > 0, "no widget on this page"
+    for menu in menus.element_handles():
+        menu.scroll_into_view_if_needed()
+        tab.wait_for_function(f"menu => ({SHOWN})(menu).figure", arg=menu)
+        before = menu.evaluate(SHOWN)
+        menu.focus()
+        for key in ("Space", "ArrowDown", "Enter"):  # a bare arrow key would move JupyterLab's cell cursor
+            tab.keyboard.press(key)
+        tab.wait_for_function(CHANGED % SHOWN, arg=[menu, before])
+        assert "Error" not in menu.evaluate(SHOWN)["text"]
+    tab.screenshot(path=SHOTS / f"{path.stem}.png")
+    note(path.stem, open=opened - began, run=ran - opened, widgets=time.perf_counter() - ran)
+    # JupyterLab draws saved images without their alt text (the words stand below): not the pages' fault.
+    found = Axe().run(tab, context=".widget-vbox", options={"rules": {"image-alt": {"enabled": False}}})
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_newcomer_sees_the_first_result_of_page_00(tab, lab):
+    """The seconds from JupyterLab's address to the first figure are noted, not asserted."""
+    began = time.perf_counter()
+    open_page(tab, lab, "00_start_here.ipynb")
+    tab.evaluate(RUN_ALL)
+    tab.wait_for_selector(".jp-RenderedImage img", state="attached")
+    note("newcomer", first_figure=time.perf_counter() - began)
+    tab.wait_for_function("() => window.allRun")
+
+
+def test_a_screen_of_400_pixels_shows_figures_and_menus_whole(tab, lab):
+    tab.set_viewport_size({"width": 400, "height": 800})
+    open_page(tab, lab, "00_start_here.ipynb")
+    tab.evaluate("() => jupyterapp.shell.collapseLeft()")
+    run_all(tab)
+    menu = tab.locator(".widget-vbox select").first
+    tab.wait_for_function(f"menu => ({SHOWN})(menu).figure", arg=menu.element_handle())
+    menu.scroll_into_view_if_needed()
+    tab.screenshot(path=SHOTS / "narrow.png")
+    for box in [menu.bounding_box(), *(image.bounding_box() for image in tab.locator(".jp-OutputArea img").all())]:
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 400, box
