@@ -7,7 +7,7 @@ WORKERS ?= 2
 # In a container one often is root, which JupyterLab refuses unless told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test test-faults test-seeds audit notebooks progress lint bench clean
+.PHONY: lab test test-browser test-faults test-seeds audit site slides student notebooks progress lint bench clean
 
 lab: .venv/ready
 	$(BIN)/python -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_start_here.ipynb
@@ -24,9 +24,31 @@ test-faults: .venv/ready
 test-seeds: .venv/ready
 	$(TEST_ENV) HF_HUB_OFFLINE=1 $(BIN)/python -m tlhelpers.recipes.seeds
 
+# Opens every page and the static site in Chromium; screenshots in build/browser/.
+test-browser: .venv/ready
+	command -v chromium chromium-browser google-chrome || { apt-get update && apt-get install --yes chromium; }
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[browser,site]"
+	$(TEST_ENV) $(BIN)/python -m pytest tests/test_browser.py tests/test_site.py -m "browser or site" -n $(WORKERS) --dist worksteal
+
 # Known vulnerabilities of the tested versions; asks a service on the network.
 audit: .venv/ready
 	$(BIN)/uv tool run pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+# The pages with their saved outputs as a site that needs no network: open build/site/index.html.
+site: .venv/site
+	$(BIN)/python -m sphinx -E -W --keep-going -q -c docs -D html_extra_path=index.html . build/site
+
+# Reveal slides of every page, which need no network: open build/slides/*.html; S shows the speaker's notes.
+slides: .venv/site
+	$(BIN)/python docs/kit.py slides
+
+# Copies for a class: no outputs, no solutions.
+student: .venv/ready
+	$(BIN)/python docs/kit.py student
+
+.venv/site: .venv/ready
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[site]"
+	touch $@
 
 notebooks: .venv/ready
 	$(BIN)/python -m tlhelpers.recipes.pages

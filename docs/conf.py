@@ -15,7 +15,7 @@ html_title = project
 language = "en"
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
 root_doc = "docs/index"
-include_patterns = ["docs/*.md", "notebooks/*.ipynb"]
+include_patterns = ["docs/index.md", "docs/instructors.md", "notebooks/*.ipynb"]
 exclude_patterns = [".venv", "build"]
 html_theme = "furo"
 html_static_path = revealjs_static_path = ["_static"]
