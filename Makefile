@@ -7,13 +7,21 @@ WORKERS ?= 2
 # In a container one often is root, which JupyterLab refuses unless told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test test-browser test-faults test-seeds audit site slides student notebooks progress lint bench clean
+.PHONY: lab test test-browser test-wheel test-faults test-seeds audit site slides student notebooks progress lint bench clean
 
 lab: .venv/ready
 	$(BIN)/python -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_start_here.ipynb
 
 test: .venv/ready
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+
+# Every page alone in an empty folder, twice, with nothing but the wheel; about twenty minutes.
+test-wheel: .venv/ready
+	rm -rf build/wheel
+	$(BIN)/uv build --quiet --wheel --out-dir build/wheel
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/wheel-env
+	$(BIN)/uv pip install --quiet --python build/wheel-env/bin/python --constraint constraints.txt build/wheel/*.whl nbclient ipykernel
+	$(TEST_ENV) TLHELPERS_WHEEL_PYTHON=$(CURDIR)/build/wheel-env/bin/python $(BIN)/python -m pytest tests/test_wheel.py -m wheel -n $(WORKERS)
 
 # Faults put in on purpose, long runs and damaged files; keeps the table in docs/faults.md.
 test-faults: .venv/ready

@@ -15,6 +15,7 @@ MODULES = {
 }
 LEAVES = {
     "augment",
+    "badges",
     "diagnose",
     "runtime",
     "schedules",
@@ -47,7 +48,7 @@ MAY_IMPORT = {name: set() for name in LEAVES} | {
     "pseudo_labels": {"features", "transferability"},
     "widgets": {"plots"},
     "doctor": {"backbones", "runtime"},
-    "cli": {"backbones", "doctor", "downloads", "photos", "runtime", "scorebook"},
+    "cli": {"backbones", "badges", "doctor", "downloads", "photos", "runtime", "scorebook"},
     "__main__": {"cli"},
 }
 CORE = set(MAY_IMPORT) - {"widgets"}

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
+from nbclient import NotebookClient
 
 from tlhelpers import runtime
 
@@ -110,3 +112,21 @@ def test_the_machine_describes_itself_with_the_versions_in_use():
     facts = runtime.describe_machine()
     assert torch.__version__.startswith(facts["torch"])
     assert facts["device"]
+
+
+def cell_by_cell(*sources: str) -> list:
+    """The outputs of cells that a kernel runs one after the other, errors included."""
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(page, kernel_name="python3", allow_errors=True, timeout=120).execute()
+    return [cell.outputs for cell in page.cells]
+
+
+def test_a_cell_run_before_those_above_it_says_what_to_run():
+    _, missing, other, after = cell_by_cell(
+        "from tlhelpers.runtime import setup; setup()", "print(history[-1])", "1 / 0", "print(2)"
+    )
+    assert [o.get("ename") for o in missing if o.output_type == "error"] == ["NameError"]
+    said = "".join(o.get("text", "") for o in missing)
+    assert "'history'" in said and "Run All Above Selected Cell" in said
+    assert [o.get("ename") for o in other] == ["ZeroDivisionError"]
+    assert after[0].text == "2\n"

@@ -33,8 +33,9 @@ objective (what is optimised) and a loop (which never changes).  They meet in th
     diagnose         checks that find silent mistakes in a training program
     scorebook        which exercises are solved: one small file
     checks           claims and exercises
+    badges           launch badges, and the cell that installs the package where it is missing
     doctor           can the course run on this machine?
-    cli              `python -m tlhelpers doctor | prefetch | progress`
+    cli              `python -m tlhelpers doctor | prefetch | progress | badges`
     exercises/       the questions of each page
     recipes/         the scripts that made the shipped weights and recorded results
     assets/          what they made, each with a card

@@ -1,4 +1,4 @@
-"""`python -m tlhelpers doctor | prefetch | progress`: is this machine ready, fetch what it lacks, what is solved.
+"""`python -m tlhelpers doctor | prefetch | progress | badges`: machine, downloads, exercises solved, launch badges.
 
 torch is imported inside the functions: the doctor must be able to speak when it is broken.
 """
@@ -35,7 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     solved = commands.add_parser("progress", help="show which exercises are solved, or make a table of a class")
     solved.add_argument("files", nargs="*", type=Path, help="progress files of learners; your own when left out")
     solved.add_argument("--csv", type=Path, metavar="FILE", help="write one row per learner and question")
+    launch = commands.add_parser("badges", help="write launch badges and install cells into README.md and the pages")
+    launch.add_argument("--repo", metavar="OWNER/NAME", help="on GitHub; the one that pyproject.toml keeps if left out")
+    launch.add_argument("--ref", default="main", metavar="TAG", help="better a tag than a branch: Binder builds once")
+    launch.add_argument("--remove", action="store_true", help="take everything out again")
     asked = parser.parse_args(arguments)
+    if asked.command == "badges":
+        try:
+            return badges(asked.repo, asked.ref, remove=asked.remove)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
     if asked.command == "doctor":
         return doctor()
     if asked.command == "progress":
@@ -88,6 +97,27 @@ def progress(files: list[Path], table: Path | None) -> int:
         print(f"{learner}: {len(solved)} of {sum(map(len, scorebook.questions().values()))} exercises")
     if not files:
         scorebook.show()
+    return 0
+
+
+def badges(repository: str | None, ref: str, *, remove: bool) -> int:
+    """Write or remove badges in the working folder.
+
+    Raises:
+        ValueError: a wrong address, or none.
+        OSError: the working folder is not the top folder of the course.
+    """
+    from tlhelpers.badges import address, remove_badges, write_badges
+
+    if remove:
+        remove_badges(Path())
+        return 0
+    if repository is None:
+        if (kept := address(Path())) is None:
+            raise ValueError("no address is kept yet; give --repo OWNER/NAME --ref TAG")
+        repository, ref = kept
+    write_badges(Path(), repository, ref)
+    print(f"badges and install cells lead to {repository} at {ref}")
     return 0
 
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import random
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,12 +40,15 @@ class Machine:
 def setup(seed: int = 0) -> Machine:
     """Prepare a page: seed everything, set the thread count, choose device and profile, and say so.
 
+    From then on a NameError in a notebook is followed by a word on which cells to run.
+
     Raises:
         ValueError: `TLHELPERS_PROFILE` is set to something other than quick or full, or `TLHELPERS_SEED`
             to something other than a whole number.
     """
     # peft still reads an attribute that transformers has renamed; nothing that a learner could mend.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    _explain_missing_names()
     seed_everything(seed)
     cores = available_cores()
     if "OMP_NUM_THREADS" not in os.environ:  # whoever set that has already decided
@@ -57,6 +61,21 @@ def setup(seed: int = 0) -> Machine:
     if shifted(0):
         print(f"TLHELPERS_SEED shifts every seed by {shifted(0)}.")
     return Machine(device, profile, reason, cores)
+
+
+def _explain_missing_names() -> None:
+    """In a notebook, say below a NameError which cells to run; its traceback stays."""
+    if "IPython" not in sys.modules or (shell := sys.modules["IPython"].get_ipython()) is None:
+        return
+
+    def explain(shell, kind, error, traceback, tb_offset=None) -> None:
+        shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
+        name = error.name or "this name"
+        print(
+            f"If a cell further up makes {name!r}, run the cells above first: menu Run, 'Run All Above Selected Cell'."
+        )
+
+    shell.set_custom_exc((NameError,), explain)
 
 
 def _choose_profile(device: torch.device) -> tuple[str, str]:
