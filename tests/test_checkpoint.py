@@ -52,6 +52,14 @@ def pressing_stop(at, *, times=1):
     return objective
 
 
+@pytest.fixture(autouse=True)
+def stop_button_works():
+    """A shell starts its background jobs with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "new folder" / "run.ckpt"
