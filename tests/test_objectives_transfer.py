@@ -204,7 +204,7 @@ def test_pcgrad_leaves_no_conflict_with_the_other_task_and_agreeing_gradients_al
 
 @pytest.mark.parametrize("compare", [project_conflicting, gradient_cosine])
 def test_gradients_that_are_not_two_equal_vectors_are_refused(compare):
-    with pytest.raises(ValueError, match=r"gradients \[3\] and \[4\] must be \[P\]; flatten"):
+    with pytest.raises(ValueError, match=r"gradients .*\[3\] and .*\[4\] must be \[P\].*flatten"):
         compare(torch.zeros(3), torch.zeros(4))
     with pytest.raises(ValueError, match=r"\[2, 2\]"):
         compare(torch.zeros(2, 2), torch.zeros(2, 2))
