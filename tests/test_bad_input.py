@@ -558,6 +558,8 @@ CASES = {
 OF_FIT = "a part of `fit`, which is tried; tests/test_checkpoint.py, tests/test_distributed.py"
 RECORD = "a record that the package fills and gives back"
 EXEMPT = {
+    **dict.fromkeys((f"badges.{n}" for n in ("address", "badges", "install_cell")), "files: tests/test_badges.py"),
+    **dict.fromkeys(("badges.write_badges", "badges.remove_badges", "cli.badges"), "files: tests/test_badges.py"),
     **dict.fromkeys(("checks.Question", "features.Features", "features.ProbeResult", "folders.Reading"), RECORD),
     **dict.fromkeys(("pseudo_labels.SelfTraining", "strategy.Recommendation", "surgery.TrainableSummary"), RECORD),
     **dict.fromkeys(("backbones.Backbone", "backbones.Cut", "messages.Messages", "runtime.Machine"), RECORD),
