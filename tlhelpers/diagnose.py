@@ -159,10 +159,11 @@ def input_shift(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         x, reference: [N, C, ...], the inputs as the model gets them and as it was trained on.
 
     Raises:
-        ValueError: other numbers of channels, or a constant channel in `reference`.
+        ValueError: other numbers of channels, no value in `x`, or a constant channel in `reference`.
     """
-    if x.ndim < 2 or reference.ndim < 2 or x.shape[1] != reference.shape[1]:
-        raise ValueError(f"inputs {list(x.shape)} and {list(reference.shape)} must be [N, C, ...] with the same C")
+    if x.ndim < 2 or reference.ndim < 2 or x.shape[1] != reference.shape[1] or x.numel() == 0:
+        shapes = f"{list(x.shape)} and {list(reference.shape)}"
+        raise ValueError(f"inputs {shapes} must be [N, C, ...] with the same C, and not empty")
     mine, theirs = (t.double().transpose(0, 1).flatten(1) for t in (x, reference))
     spread = theirs.std(dim=1)
     if not (spread > 0).all():

@@ -81,9 +81,11 @@ def squared_mmd(source: Tensor, target: Tensor, *, bandwidth: float | None = Non
 
 
 def check_domains(source: Tensor, target: Tensor, *, least: int) -> None:
-    """Refuse two samples of features that are not [N, D] and [M, D] with at least `least` rows, or hold NaN."""
+    """Refuse samples of features that are not [N, D] and [M, D] of one floating type, at least `least` rows, no NaN."""
     if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
         raise ValueError(f"features must be [N, D] and [M, D], not {list(source.shape)} and {list(target.shape)}")
+    if source.dtype != target.dtype or not source.is_floating_point():
+        raise ValueError(f"features {source.dtype} and {target.dtype} must be of one floating type; use .float()")
     if min(len(source), len(target)) < least:
         raise ValueError(f"{len(source)} and {len(target)} rows are too few; give at least {least} of each domain")
     for name, x in [("source", source), ("target", target)]:
