@@ -166,6 +166,20 @@ def test_an_attached_head_gets_the_features_of_a_copied_body():
     assert differing(before, backbone.module) == []
 
 
+def test_a_frozen_part_shares_its_memory_and_trains_nothing():
+    backbone, x = toy_backbone(), torch.rand(3, 1, 8, 8)
+    model = surgery.attach_head(backbone, 4, frozen=backbone.module.conv)
+    assert model.body.conv.weight.data_ptr() == backbone.module.conv.weight.data_ptr()
+    model(x).sum().backward()
+    assert model.body.conv.weight.grad is None
+    assert model.head.weight.grad is not None
+    assert backbone.module.conv.weight.requires_grad  # the backbone itself is not frozen
+    others = [name for name, p in model.body.named_parameters() if p.requires_grad]
+    assert others == [n for n, _ in backbone.module.named_parameters() if not n.startswith("conv.")]
+    with pytest.raises(ValueError, match="the frozen Linear is no part of this backbone"):
+        surgery.attach_head(backbone, 4, frozen=nn.Linear(2, 2))
+
+
 def test_a_ready_made_head_is_used_as_it_is():
     head = nn.Sequential(nn.ReLU(), nn.Linear(5, 2))
     assert surgery.attach_head(toy_backbone(), head).head is head

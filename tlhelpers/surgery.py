@@ -11,21 +11,26 @@ import torch
 from torch import Tensor, nn
 
 
-def attach_head(backbone, head: int | nn.Module) -> nn.Sequential:
+def attach_head(backbone, head: int | nn.Module, *, frozen: nn.Module | None = None) -> nn.Sequential:
     """A new model `head(body(x))`; the backbone itself is left as it is.
 
     Args:
         backbone: anything with `.module` and `.feature_dim`, such as `backbones.Backbone`.
         head: the number of classes for a fresh linear layer, or a module that takes
             `[N, feature_dim]`.  A module is used as it is, not copied.
+        frozen: `backbone.module` or a part of it that will not be trained.  The new model's parameters
+            there are frozen and share the memory of the backbone's, which saves a copy of large ones.
 
     Returns:
         A model with children `body` (a deep copy, so several models can start from one backbone)
         and `head`.
 
     Raises:
-        ValueError: fewer than two classes, or a linear head whose input size is not `feature_dim`.
+        ValueError: fewer than two classes, a linear head whose input size is not `feature_dim`, or a
+            frozen part of another model.
     """
+    if frozen is not None and all(frozen is not part for part in backbone.module.modules()):
+        raise ValueError(f"the frozen {type(frozen).__name__} is no part of this backbone; give one of its modules")
     if isinstance(head, int):
         if head < 2:
             raise ValueError(f"a classifier needs at least 2 classes, not {head}")
@@ -36,7 +41,8 @@ def attach_head(backbone, head: int | nn.Module) -> nn.Sequential:
             f"the head takes {first.in_features} features but the body gives {backbone.feature_dim}; "
             f"build it with nn.Linear({backbone.feature_dim}, ...)"
         )
-    return nn.Sequential(OrderedDict(body=copy.deepcopy(backbone.module), head=head))
+    shared = {} if frozen is None else {id(p): nn.Parameter(p.detach(), False) for p in frozen.parameters()}
+    return nn.Sequential(OrderedDict(body=copy.deepcopy(backbone.module, shared), head=head))
 
 
 def _stay_in_eval(module: nn.Module, inputs: tuple) -> None:

@@ -57,7 +57,7 @@ def trained(
 def fully_tuned(backbone: Backbone, train: Part, *, seed: int, steps: int, lr: float = 3e-4) -> nn.Sequential:
     """Every layer trained; only the table of embeddings, half of all parameters, stays as it is."""
     seed_everything(seed)
-    model = attach_head(backbone, len(train.classes))
+    model = attach_head(backbone, len(train.classes), frozen=backbone.module.transformer.embeddings)
     freeze(model.body.transformer.embeddings)
     return trained(model, train, backbone.transform, lr=lr, seed=seed, steps=steps)
 
@@ -69,7 +69,7 @@ def lora_tuned(
     from peft import LoraConfig, get_peft_model
 
     seed_everything(seed)
-    model = attach_head(backbone, len(train.classes))
+    model = attach_head(backbone, len(train.classes), frozen=backbone.module)
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["query", "value"])
     model.body.transformer = get_peft_model(model.body.transformer, config)
     return trained(model, train, backbone.transform, lr=lr, seed=seed, steps=steps)
