@@ -130,3 +130,21 @@ def test_a_cell_run_before_those_above_it_says_what_to_run():
     assert "'history'" in said and "Run All Above Selected Cell" in said
     assert [o.get("ename") for o in other] == ["ZeroDivisionError"]
     assert after[0].text == "2\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be asked to give memory back")
+def test_what_a_cell_has_freed_goes_back_to_the_system_after_it():
+    say = "print([int(line.split()[1]) // 1024 for line in open('/proc/self/status') if line.startswith('VmRSS')][0])"
+    outputs = cell_by_cell(
+        "from tlhelpers.runtime import setup; setup(); setup()",
+        # Below the size from which the C library maps memory anew, which a first large tensor raises.
+        "import torch; del_me = torch.zeros(7_000_000); del del_me\n"
+        "many = [torch.ones(250_000) for _ in range(200)]; pin = torch.ones(9)",
+        say,
+        "many.clear()",
+        say,
+        "print(sum('memory' in f.__qualname__ for f in get_ipython().events.callbacks['post_run_cell']))",
+    )
+    full, empty, registered = (int(outputs[row][0].text) for row in (2, 4, 5))
+    assert full - empty > 150  # MiB of the 190 that the list held
+    assert registered == 1
