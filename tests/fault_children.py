@@ -1,5 +1,7 @@
 """Processes that tests starve, kill or run side by side: `python fault_children.py NAME FOLDER`; prints counts."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -64,6 +66,33 @@ def full_disk_download(folder: Path) -> list[int]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         count[0] += 1
         count[1] += named and fetch(remote, path).stat().st_size == size
+    return count
+
+
+def full_disk_progress(folder: Path) -> list[int]:
+    """Answer an exercise while the progress file may not grow beyond k bytes, for every k that is too few."""
+    from tlhelpers import scorebook
+    from tlhelpers.exercises.page_05 import q1
+
+    book, before, count = folder / "book.json", {"05.q2": "2026-01-01T00:00:00+00:00"}, [0, 0]
+    os.environ["TLHELPERS_PROGRESS"] = str(book)
+    with contextlib.redirect_stdout(io.StringIO()):
+        q1.check("b")
+    size = book.stat().st_size + len(', "05.q2": "2026-01-01T00:00:00+00:00"')
+    for k in range(size):
+        scorebook.write(book, before)
+        scorebook._said.clear()
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (k, resource.RLIM_INFINITY))
+            q1.check("b")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        judged = "Right" in said.getvalue() and "cannot be kept" in said.getvalue()
+        whole = scorebook.read(book) == before and list(folder.iterdir()) == [book]
+        with contextlib.redirect_stdout(io.StringIO()):
+            q1.check("b")
+        count[0] += 1
+        count[1] += judged and whole and set(scorebook.read(book)) == {"05.q1", "05.q2"}
     return count
 
 

@@ -120,7 +120,8 @@ def test_cutting_keeps_the_structure_of_a_batch():
     assert second["a"][1][0].tolist() == [3, 4]
 
 
-def test_memory_that_runs_out_halves_the_pieces_and_leaves_the_result_as_it_was(capsys):
+@pytest.mark.fault_table
+def test_memory_that_runs_out_halves_the_pieces_and_leaves_the_result_as_it_was(capsys, fault_row):
     largest = 3
 
     def train(at_a_time):
@@ -146,6 +147,7 @@ def test_memory_that_runs_out_halves_the_pieces_and_leaves_the_result_as_it_was(
         halve_until_it_fits(train, 4)
     with pytest.raises(ValueError, match="another reason"):
         halve_until_it_fits(lambda _: (_ for _ in ()).throw(ValueError("another reason")), 4)
+    fault_row("out of memory", "half as many at a time, and said; the same result; another error passes", 5, 5)
 
 
 def test_pieces_below_one_are_refused():

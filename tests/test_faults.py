@@ -152,6 +152,14 @@ def test_a_full_disk_during_a_download_leaves_what_can_be_continued(server, tmp_
     )
 
 
+def test_a_full_disk_costs_no_progress(tmp_path, fault_row):
+    fault_row(
+        "disk full at byte k of the progress file",
+        "the answer is judged, the reason said, the old file whole; kept once there is room",
+        *counts(child("full_disk_progress", tmp_path)),
+    )
+
+
 @pytest.mark.faults
 def test_a_read_only_folder_is_read_and_costs_no_features(fault_row):
     """Root, whom permissions do not bind, becomes nobody first."""
