@@ -30,7 +30,11 @@ def execute(path: Path) -> float:
     page = nbformat.read(path, as_version=4)
     began = time.perf_counter()
     NotebookClient(
-        page, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        page,
+        timeout=600,
+        kernel_name="python3",
+        coalesce_streams=True,  # else lines are split differently at every run
+        resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - began
     line = f"*Computes for about {5 * max(1, round(seconds / 5))} s on {available_cores()} CPU cores;"
