@@ -3,6 +3,7 @@ from functools import cache
 import nbformat
 import pytest
 import torch
+from nbclient.output_widget import OutputWidget
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.svm import SVC
 from torch import nn
@@ -155,6 +156,18 @@ def test_a_recorded_file_says_how_it_was_made():
     assert {"machine", "date"} <= set(facts)
 
 
+def test_a_widget_is_never_answered_while_its_cell_is_awaited(monkeypatch):
+    """The answer would make the wait for the kernel miss its reply now and then (jupyter/nbclient#312)."""
+    answers = []
+    monkeypatch.setattr(OutputWidget, "send", lambda *message, **_: answers.append(message))
+    source = "from tlhelpers.widgets import explore\nexplore(lambda n: print('drawn', n), n=[1, 2])"
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    pages.PageClient(page, kernel_name="python3", timeout=120).execute()
+    assert answers == []
+    (shown,) = page.cells[0].outputs  # the widget; what it draws stays inside it
+    assert "application/vnd.jupyter.widget-view+json" in shown.data
+
+
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """The path of a page of two cells, and a stand-in for the kernel that leaves typical outputs."""
@@ -172,7 +185,7 @@ def page(tmp_path, monkeypatch):
             self.page.cells[1].outputs = outputs
             self.page.cells[1].metadata["execution"] = {"iopub.status.busy": "2030-01-01"}
 
-    monkeypatch.setattr(pages, "NotebookClient", Client)
+    monkeypatch.setattr(pages, "PageClient", Client)
     cells = [
         nbformat.v4.new_markdown_cell("# A page\n*Computes for about 0 s on 9 CPU cores; read for 20 min.*"),
         nbformat.v4.new_code_cell("print('kept')"),

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.wheel
 PYTHON = os.environ.get("TLHELPERS_WHEEL_PYTHON", "")
 RUN = """
 import sys, nbformat
-from nbclient import NotebookClient
+from tlhelpers.recipes.pages import PageClient
 page = nbformat.read(sys.argv[1], as_version=4)
-NotebookClient(page, timeout=600, kernel_name="python3").execute()
+PageClient(page, timeout=600, kernel_name="python3").execute()
 """
 COLAB = "import sys, types\nsys.modules['google.colab'] = types.ModuleType('google.colab')\n"
 

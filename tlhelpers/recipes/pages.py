@@ -11,13 +11,30 @@ import base64
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.output_widget import OutputWidget
 
 from tlhelpers.runtime import available_cores
 
 TIME_LINE = re.compile(r"\*Computes for about \d+ s on \d+ CPU cores?;")
+
+
+class PageClient(NotebookClient):
+    """Runs pages that hold widgets.
+
+    nbclient answers an Output widget on the channel on which it waits for the kernel; the wait then misses
+    the kernel's reply now and then, and never ends (jupyter/nbclient#312).  This client does not answer.
+    """
+
+    def on_comm_open_jupyter_widget(self, msg: dict) -> Any:
+        """The stand-in for a widget that has opened; None for most kinds."""
+        widget = super().on_comm_open_jupyter_widget(msg)
+        if isinstance(widget, OutputWidget):
+            widget.sync_state = lambda: None
+        return widget
 
 
 def execute(path: Path) -> float:
@@ -29,7 +46,7 @@ def execute(path: Path) -> float:
     """
     page = nbformat.read(path, as_version=4)
     began = time.perf_counter()
-    NotebookClient(
+    PageClient(
         page,
         timeout=600,
         kernel_name="python3",

@@ -21,7 +21,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
+
+from tlhelpers.recipes.pages import PageClient
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # As `checks.claim` prints it.
@@ -37,7 +38,7 @@ def run(path: Path, seed: int) -> tuple[list[str], dict[str, tuple[float, str]]]
         "cell N: the error" for every cell that fails, and claim -> (its value, its bounds in words).
     """
     page = nbformat.read(path, as_version=4)
-    client = NotebookClient(
+    client = PageClient(
         page,
         timeout=600,
         kernel_name="python3",
