@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.table import draw, load
 
-SCRIPTS = ("loop", "features", "streaming", "rivals", "seeds", "threads", "pages", "scale")
+SCRIPTS = ("loop", "features", "streaming", "rivals", "seeds", "threads", "processes", "pages", "scale")
 
 for script in SCRIPTS + (("gpu",) if torch.cuda.is_available() else ()):
     print(f"-- {script}", flush=True)

@@ -12,7 +12,8 @@ def main() -> None:
     pages = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     facts = {page.stem: json.loads(page.read_text("utf-8"))["metadata"]["tlcourse"] for page in pages}
     seconds = {name: found["seconds"] for name, found in facts.items() if "seconds" in found}
-    save("pages", {"pages/slowest": summary([max(seconds.values())])}, {"seconds": seconds})
+    rows = {"pages/slowest": summary([max(seconds.values())]), "pages/all": summary([sum(seconds.values())])}
+    save("pages", rows, {"seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tlhelpers.data import TensorLoader
 from tlhelpers.features import C_GRID, Features, linear_probe
 
 STEPS = 2 if SMOKE else 10
+LIMIT = 60.0  # seconds: threads that wait for each other may take minutes for what one does in a second
 
 
 def child() -> None:
@@ -33,11 +34,16 @@ def child() -> None:
 
 
 def two_at_once(threads: int) -> float:
-    """Seconds that the slower of two processes with so many threads each takes to train."""
+    """Seconds that the slower of two processes with so many threads each takes to train; `LIMIT` if it is not done."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     command = [sys.executable, "-m", "benchmarks.threads", "child"]
     pair = [subprocess.Popen(command, env=os.environ | limits, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    return max(float(process.communicate(timeout=300)[0]) for process in pair)
+    try:
+        return max(float(process.communicate(timeout=LIMIT)[0]) for process in pair)
+    except subprocess.TimeoutExpired:
+        for process in pair:
+            process.kill()
+        return LIMIT
 
 
 def unlimited_probe(train: Features) -> None:

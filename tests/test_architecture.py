@@ -46,7 +46,7 @@ MAY_IMPORT = {name: set() for name in LEAVES} | {
     "feature_files": {"backbones", "features"},
     "alignment": {"objectives", "transferability"},
     "pseudo_labels": {"features", "transferability"},
-    "widgets": {"plots"},
+    "widgets": {"scorebook"},
     "doctor": {"backbones", "runtime"},
     "cli": {"backbones", "badges", "doctor", "downloads", "photos", "runtime", "scorebook"},
     "__main__": {"cli"},

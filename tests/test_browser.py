@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -168,7 +169,7 @@ def test_a_page_runs_and_its_widgets_answer_the_keyboard(tab, lab, path):
     assert found.violations_count == 0, found.generate_report()
 
 
-def test_a_newcomer_sees_the_first_result_of_page_00(tab, lab):
+def test_a_newcomer_sees_the_first_result_of_page_00_and_takes_the_work_home(tab, lab, tmp_path):
     """The seconds from JupyterLab's address to the first figure are noted, not asserted."""
     began = time.perf_counter()
     open_page(tab, lab, "00_start_here.ipynb")
@@ -176,6 +177,12 @@ def test_a_newcomer_sees_the_first_result_of_page_00(tab, lab):
     tab.wait_for_selector(".jp-RenderedImage img", state="attached")
     note("newcomer", first_figure=time.perf_counter() - began)
     tab.wait_for_function("() => window.allRun")
+    tab.locator("button.tl-pack-my-work").click()
+    with tab.expect_download() as download:
+        tab.get_by_text("Download my_work.zip").click()
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    with zipfile.ZipFile(tmp_path / "my_work.zip") as archive:
+        assert {path.name for path in PAGES} | {"my_progress.json"} == set(archive.namelist())
 
 
 def test_a_screen_of_400_pixels_shows_figures_and_menus_whole(tab, lab):

@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,15 @@ def test_an_instructor_gets_a_table_of_the_class(tmp_path, capsys):
 def test_the_file_says_its_version(book):
     scorebook.write(book, {"05.q1": EARLY})
     assert json.loads(book.read_text("utf-8")) == {"version": 1, "solved": {"05.q1": EARLY}}
+
+
+def test_the_packed_work_holds_the_notebooks_and_what_was_solved(book, tmp_path):
+    scorebook.write(book, {"05.q1": EARLY})
+    (tmp_path / "05_page.ipynb").write_text("{}", "utf-8")
+    (tmp_path / "other.txt").touch()
+    packed, names = scorebook.pack(tmp_path)
+    assert names == ["05_page.ipynb", scorebook.FILE]
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        archive.extract(scorebook.FILE, tmp_path / "elsewhere")
+        assert archive.read("05_page.ipynb") == b"{}"
+    assert scorebook.read(tmp_path / "elsewhere" / scorebook.FILE) == {"05.q1": EARLY}

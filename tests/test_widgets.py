@@ -1,3 +1,8 @@
+import base64
+import io
+import re
+import zipfile
+
 import ipywidgets
 import pytest
 
@@ -44,3 +49,15 @@ def test_an_argument_without_values_is_named_before_anything_is_drawn(shown):
     with pytest.raises(ValueError, match="method has no values to choose from"):
         widgets.explore(lambda **values: calls.append(values), labels=[1], method=[])
     assert calls == shown == []
+
+
+def test_the_button_packs_what_lies_there_when_it_is_pressed(shown, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    widgets.download_button()
+    (tmp_path / "00_page.ipynb").write_text("{}", "utf-8")
+    button, _ = shown[0].children
+    button.click()
+    found = re.search(r'download="my_work.zip" href="data:application/zip;base64,([^"]+)"', shown[-1].data)
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(found[1]))) as archive:
+        assert archive.namelist() == ["00_page.ipynb", "my_progress.json"]
+    assert "2 files" in shown[-1].data

@@ -40,9 +40,12 @@ def _check_labels(logits: Tensor, y: Tensor, lowest: int = 0) -> None:
             "[N, C] for labels [N]"
         )
     # On a GPU, looking at a value would wait for the device at every step; `Part` has checked the labels.
-    if y.is_cpu and (int(y.min()) < lowest or int(y.max()) >= logits.shape[1]):
+    if not y.is_cpu:
+        return
+    first, last = (int(end) for end in y.aminmax())
+    if first < lowest or last >= logits.shape[1]:
         raise ValueError(
-            f"labels run from {int(y.min())} to {int(y.max())}, but the head has {logits.shape[1]} outputs, "
+            f"labels run from {first} to {last}, but the head has {logits.shape[1]} outputs, "
             f"for labels 0..{logits.shape[1] - 1}; attach a head of the right size"
         )
 

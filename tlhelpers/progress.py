@@ -30,7 +30,10 @@ class Means:
         """Count n examples, of which `logged` holds the means."""
         self.examples += n
         for name, value in logged.items():
-            self.sums[name] = self.sums.get(name, 0) + torch.as_tensor(value).detach().float() * n
+            value = torch.as_tensor(value).detach()
+            if name not in self.sums:
+                self.sums[name] = torch.zeros((), device=value.device)
+            self.sums[name].add_(value, alpha=n)
 
     def result(self) -> dict[str, float]:
         """The means.

@@ -6,11 +6,13 @@ cache if that folder cannot be written.  Whatever happens to it, an exercise is 
 
 import csv
 import importlib
+import io
 import json
 import os
 import pkgutil
 import re
 import sys
+import zipfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,10 +91,14 @@ def write(path: Path, solved: Mapping[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps({"version": VERSION, "solved": dict(sorted(solved.items()))}, indent=1), "utf-8")
+        aside.write_text(_as_text(solved), "utf-8")
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _as_text(solved: Mapping[str, str]) -> str:
+    return json.dumps({"version": VERSION, "solved": dict(sorted(solved.items()))}, indent=1)
 
 
 def merged(*books: Mapping[str, str]) -> dict[str, str]:
@@ -124,6 +130,20 @@ def export(books: Mapping[str, Mapping[str, str]], to: TextIO) -> None:
     for learner, solved in books.items():
         for page, names in questions().items():
             table.writerows([learner, page, name, solved.get(f"{page}.{name}", "")] for name in names)
+
+
+def pack(folder: str | Path = ".") -> tuple[bytes, list[str]]:
+    """A zip archive of the notebooks in a folder and of what was solved, and the names of the files in it.
+
+    The progress file is the union of those that there are (`collected`).
+    """
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(Path(folder).glob("*.ipynb")):
+            archive.write(path, path.name)
+        archive.writestr(FILE, _as_text(collected()))
+        names = archive.namelist()
+    return held.getvalue(), names
 
 
 def questions() -> dict[str, list[str]]:

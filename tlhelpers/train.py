@@ -241,9 +241,10 @@ def _check(train_loader, validation_loader, optimizer, epochs: int, accumulate: 
 def _check_loss(logged: dict[str, Tensor], epoch: int, step: int) -> None:
     if "loss" not in logged:
         raise ValueError(f"the objective returned {sorted(logged)}; it must have an entry 'loss'")
-    if not torch.isfinite(logged["loss"]):
+    loss = logged["loss"].item()
+    if not math.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {float(logged['loss'].detach())} in epoch {epoch}, step {step}; lower the learning rate, "
+            f"the loss is {loss} in epoch {epoch}, step {step}; lower the learning rate, "
             "set clip_norm=1.0, or look for NaN in the inputs"
         )
 

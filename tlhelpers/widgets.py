@@ -3,10 +3,13 @@
 A page first calls the function itself, so that a reader without a kernel sees a figure too.
 """
 
+import base64
 from collections.abc import Callable, Sequence
 
 import ipywidgets
-from IPython.display import display
+from IPython.display import HTML, display
+
+from tlhelpers import scorebook
 
 
 def explore(draw: Callable[..., None], **choices: Sequence) -> None:
@@ -36,3 +39,29 @@ def explore(draw: Callable[..., None], **choices: Sequence) -> None:
         menus[name].add_class(f"tl-{name.replace('_', '-')}")
     output = ipywidgets.interactive_output(draw, menus)
     display(ipywidgets.VBox([*menus.values(), output]))
+
+
+def download_button() -> None:
+    """Show a button that packs the notebooks of this folder and the progress file, and offers the archive.
+
+    For Binder and Colab, which forget everything: the archive is inside the link that appears, so any
+    front end can save it.  Notebooks are packed as they were last saved.
+    """
+    button = ipywidgets.Button(description="Pack my work", icon="download")
+    button.add_class("tl-pack-my-work")
+    output = ipywidgets.Output()
+
+    def offer(_button) -> None:
+        packed, names = scorebook.pack()
+        link = f"data:application/zip;base64,{base64.b64encode(packed).decode('ascii')}"
+        output.clear_output()
+        with output:
+            display(
+                HTML(
+                    f'<a download="my_work.zip" href="{link}">Download my_work.zip</a> '
+                    f"({len(packed) / 1e6:.1f} MB: {len(names)} files, as they were last saved)"
+                )
+            )
+
+    button.on_click(offer)
+    display(ipywidgets.VBox([button, output]))
