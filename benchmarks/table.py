@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.timing import RESULTS
 
 NO_GPU = "no GPU was there when the results were made; run python -m benchmarks.gpu on one"
-NOISE = "the network costs nearly everything, and what is left differs by less than the spread"
+NOISE = "the network costs nearly everything; in three rounds each contender's own time varies by 10 to 30 %"
 
 
 @dataclass(frozen=True)
