@@ -568,9 +568,11 @@ EXEMPT = {
         ("checkpoint.Checkpoint", "checkpoint.stop_button", "checkpoint.write", "distributed.Team"), OF_FIT
     ),
     "checkpoint.Damaged": "an error",
+    "widgets.download_button": "takes nothing: tests/test_widgets.py",
     "features.feature_function": "the inside of extract_features, which is tried",
     "feature_files.stream_features": "extract_features by batches: tests/test_feature_files.py",
     **dict.fromkeys((f"scorebook.{n}" for n in ("collected", "places", "questions", "show")), "no argument"),
+    "scorebook.pack": "takes the notebooks of a folder, whatever they hold: tests/test_scorebook.py",
     "scorebook.write": "writes what `read` gives: tests/test_scorebook.py",
     "backbones.cut_off": "takes torchvision's own networks only; each is cut in tests/test_backbones.py",
     **dict.fromkeys(
