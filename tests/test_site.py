@@ -110,7 +110,8 @@ def test_a_checker_finds_no_fault_and_no_request_leaves_the_site(site, chromium)
     faults, requests = {}, []
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
     tab.on("request", lambda request: requests.append(request.url))
-    for path in site:
+    redirect = folder(site) / "index.html"  # it leads to docs/ at once, which may be while the checker runs
+    for path in site.keys() - {redirect}:
         tab.goto(path.as_uri())
         tab.wait_for_load_state("load")
         found = Axe().run(tab, options=options)

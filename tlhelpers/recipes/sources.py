@@ -5,7 +5,6 @@ source, number of labels and draw of target labels: scores that need no training
 of four ways to use the body.  Nothing is tuned per source, so that no source gets more attention than another.
 """
 
-import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -14,19 +13,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from sklearn.svm import SVC
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from tlhelpers.augment import Jitter
 from tlhelpers.backbones import ASSETS, SHIPPED, Backbone, GlyphNet, load_backbone
 from tlhelpers.data import Part, Splits, TensorLoader, few_shot
-from tlhelpers.datasets import GLYPH_JITTER, TRAIN_FONTS, crop_to_ink, glyph_masters, load_dataset
+from tlhelpers.datasets import GLYPH_JITTER, TRAIN_FONTS, glyph_masters, load_dataset
 from tlhelpers.features import Features, extract_features, linear_probe
 from tlhelpers.glyphs import ALL_CLASSES, LETTER_CLASSES, draw_masters
 from tlhelpers.objectives import classification
 from tlhelpers.recipes import provenance
-from tlhelpers.recipes.few_shot import accuracy, fine_tuned, probed_then_tuned
+from tlhelpers.recipes.few_shot import accuracy, fine_tuned, pixel_scores, probed_then_tuned
 from tlhelpers.recipes.fine_tuning import adapted
 from tlhelpers.recipes.multi_task import gratings
 from tlhelpers.recipes.pretrain import TRANSFORM, random_control
@@ -142,20 +139,6 @@ def probed(backbone: Backbone, few: Part, digits: Splits) -> tuple[float, float]
     return tuple(float(part.float().mean()) for part in right.split([len(held_out), len(test)]))
 
 
-def pixels(few: Part, digits: Splits) -> tuple[float, float]:
-    """Validation and test accuracy of an SVM on cropped pixels, no source at all; settings by validation."""
-    few, held_out, test = (
-        Features(crop_to_ink(part.x).flatten(1), part.y) for part in (few, digits.validation, digits.test)
-    )
-    with threadpool_limits(1):
-        fits = [
-            SVC(C=c, gamma=gamma / few.x.shape[1]).fit(few.x.numpy(), few.y)
-            for c, gamma in itertools.product((1.0, 10.0), (3.0, 10.0, 30.0))
-        ]
-        best = max(fits, key=lambda fit: fit.score(held_out.x.numpy(), held_out.y))
-        return best.score(held_out.x.numpy(), held_out.y), best.score(test.x.numpy(), test.y)
-
-
 def strategies(backbone: Backbone, few: Part, digits: Splits, *, seed: int) -> dict[str, tuple[float, float]]:
     """Validation and test accuracy of every way to use one body."""
     found = {"probe": probed(backbone, few, digits)}
@@ -199,7 +182,9 @@ def record(path: Path) -> None:
     digits = load_dataset("digits")
     facts = {"what": "per source, labels per class and draw: scores, and [validation, test] accuracy by strategy"}
     facts |= provenance("python -m tlhelpers.recipes.sources")
-    facts["pixels"] = over_seeds(lambda few, seed: {"pixels": pixels(few, digits)}, digits)
+    facts["pixels"] = over_seeds(
+        lambda few, seed: {"pixels": pixel_scores(few, digits.validation, digits.test, crop=True)}, digits
+    )
     shipped = {name: load_backbone(name) for name in SHIPPED}
     facts["shipped"] = {
         name: over_seeds(lambda few, seed, body=body: scores(body, few), digits) for name, body in shipped.items()
