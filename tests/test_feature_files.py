@@ -25,6 +25,12 @@ def test_a_streamed_file_holds_the_bits_of_the_same_batches_in_memory(n, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
+def test_everybody_may_read_the_file(tmp_path):
+    part = toy_images()
+    stream_features(toy_backbone(), [(part.x, part.y)], tmp_path / "f", rows=10, device=CPU)
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644
+
+
 def test_the_file_is_a_safetensors_file_and_a_layer_can_be_named(tmp_path):
     backbone, part = toy_backbone(), toy_images()
     stream_features(backbone, [(part.x, part.y)], tmp_path / "f", rows=10, layer="conv", device=CPU)

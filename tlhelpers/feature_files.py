@@ -60,6 +60,7 @@ def stream_features(
                 labels_at, features_at = labels_at + 8 * len(y), features_at + 4 * features.numel()
             if seen < rows:
                 raise ValueError(f"rows={rows}, but the batches hold {seen}; give the number of examples")
+        os.chmod(temporary, 0o644)  # mkstemp lets only its owner read, but a room may share the folder
         os.replace(temporary, path)  # a reader sees the whole file or none
     except BaseException:
         os.unlink(temporary)
