@@ -16,14 +16,15 @@ test: .venv/ready
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
 
 # Every page alone in an empty folder, with nothing but the wheel, twice: with the tested versions and with Colab's.
-# About twenty minutes; where there is no Python 3.13, and none to be had, Colab's versions run on this one.
+# About a quarter of an hour; where there is no Python 3.13, and none to be had, Colab's versions run on this one.
+COLAB_PYTHON ?= 3.13
 test-wheel: WHEEL = build/wheel/*.whl nbclient ipykernel
 test-wheel: .venv/ready
 	rm -rf build/wheel
 	$(BIN)/uv build --quiet --wheel --out-dir build/wheel
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/wheel-env
 	$(BIN)/uv pip install --quiet --python build/wheel-env/bin/python --constraint constraints.txt $(WHEEL)
-	$(BIN)/uv venv --quiet --clear --python 3.13 build/colab-env || \
+	$(BIN)/uv venv --quiet --clear --python $(COLAB_PYTHON) build/colab-env || \
 	  $(BIN)/uv venv --quiet --clear --python $(BIN)/python build/colab-env
 	$(BIN)/uv pip install --quiet --python build/colab-env/bin/python $(WHEEL) --requirement tests/colab.txt
 	$(TEST_ENV) TLHELPERS_WHEEL_PYTHON=$(CURDIR)/build/wheel-env/bin/python \
