@@ -43,7 +43,7 @@ test-seeds: .venv/ready
 test-browser: .venv/ready
 	command -v chromium chromium-browser google-chrome || { apt-get update && apt-get install --yes chromium; }
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[browser,site]"
-	$(TEST_ENV) $(BIN)/python -m pytest tests/test_browser.py tests/test_site.py -m "browser or site" -n $(WORKERS) --dist worksteal
+	$(TEST_ENV) $(BIN)/python -m pytest tests/test_site.py tests/test_browser.py -m "browser or site" -n $(WORKERS) --dist worksteal
 
 # Known vulnerabilities of the tested versions; asks a service on the network.
 audit: .venv/ready
