@@ -13,7 +13,7 @@ lab: .venv/ready
 	$(BIN)/python -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_start_here.ipynb
 
 test: .venv/ready
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # Every page alone in an empty folder, with nothing but the wheel, twice: with the tested versions and with Colab's.
 # About a quarter of an hour; where there is no Python 3.13, and none to be had, Colab's versions run on this one.

@@ -33,6 +33,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["IPYTHONDIR"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first (with --no-loadscope-reorder), so that all workers end at about the same time."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.suffix != ".ipynb"))
+
+
 class PageReport:
     """Time and peak memory of every page, printed at the end; too much memory fails the page."""
 
