@@ -106,13 +106,12 @@ def pixel_scores(train: Part, validation: Part, test: Part, *, crop: bool) -> tu
         among, to_validation, to_test = (
             euclidean_distances(array, arrays[0], squared=True) / array.shape[1] for array in arrays
         )
-        best = -1.0, -1.0
+        fits = []
         for C, gamma in itertools.product((1.0, 10.0), (3.0, 10.0, 30.0)):
             svm = SVC(C=C, kernel="precomputed").fit(np.exp(-gamma * among), train.y)
-            held_out = svm.score(np.exp(-gamma * to_validation), validation.y)
-            if held_out > best[0]:
-                best = float(held_out), float(svm.score(np.exp(-gamma * to_test), test.y))
-        return best
+            fits.append((svm.score(np.exp(-gamma * to_validation), validation.y), gamma, svm))
+        held_out, gamma, svm = max(fits, key=lambda fit: fit[0])
+        return float(held_out), float(svm.score(np.exp(-gamma * to_test), test.y))
 
 
 def pixel_svm(train: Part, validation: Part, test: Part, *, crop: bool) -> float:
