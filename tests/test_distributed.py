@@ -17,8 +17,6 @@ from tlhelpers.train import fit
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5  # relative; float32 sums in another order
-# Without --multi_gpu, accelerate launch starts one process only where there is no GPU.
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "PORT"]
 NOTEBOOK = """
 import sys
 from accelerate import notebook_launcher
@@ -26,6 +24,9 @@ from two_processes import save, trained
 trained()  # a kernel that has trained before it forks
 notebook_launcher(save, (sys.argv[1],), num_processes=2, use_port="PORT")
 """
+# Without --multi_gpu, accelerate launch starts one process only where there is no GPU.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "PORT"]
+COMMANDS = {"launch": [*LAUNCH, str(HERE / "two_processes.py")], "notebook": ["-c", NOTEBOOK]}
 
 
 def numbers(result):
@@ -39,9 +40,7 @@ def close(one, other):
     return numbers(one) == pytest.approx(numbers(other), rel=TOLERANCE, abs=TOLERANCE)
 
 
-@pytest.fixture(
-    scope="module", params=[[*LAUNCH, str(HERE / "two_processes.py")], ["-c", NOTEBOOK]], ids=["launch", "notebook"]
-)
+@pytest.fixture(scope="module", params=COMMANDS)
 def two(request, tmp_path_factory):
     """The folder that two processes have written into, and what they printed."""
     folder = tmp_path_factory.mktemp("two")
@@ -52,7 +51,7 @@ def two(request, tmp_path_factory):
     }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        command = [part.replace("PORT", str(free.getsockname()[1])) for part in request.param]
+        command = [part.replace("PORT", str(free.getsockname()[1])) for part in COMMANDS[request.param]]
     done = subprocess.run(
         [sys.executable, *command, str(folder)], capture_output=True, text=True, env=environment, timeout=120
     )
@@ -74,6 +73,13 @@ def test_one_of_two_processes_writes_and_one_process_can_take_over(two, capsys):
     assert {path.name for path in folder.glob("run.ckpt*")} == {"run.ckpt", "run.ckpt.previous"}
     assert close(trained(folder / "run.ckpt"), trained())
     assert "Continuing from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("two", ["launch"], indirect=True, scope="module")
+def test_a_program_leaves_its_process_group_before_python_ends(two):
+    # Where it does not, one run in many aborts (SIGABRT) after all its work is done.
+    folder, _ = two
+    assert [(folder / f"group{k}.txt").read_text() for k in (0, 1)] == ["ended", "ended"]
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 9, 50])

@@ -1,5 +1,6 @@
 """Trains a small network and writes what came out: for `accelerate launch` and `notebook_launcher`."""
 
+import atexit
 import json
 import os
 import sys
@@ -62,5 +63,13 @@ def save(folder, **options):
         json.dump(result, file)
 
 
+def note_the_end(folder):
+    """Whether there is still a process group, to a file of this process."""
+    state = "left behind" if torch.distributed.is_initialized() else "ended"
+    with open(os.path.join(folder, f"group{os.environ['RANK']}.txt"), "w") as file:
+        file.write(state)
+
+
 if __name__ == "__main__":
+    atexit.register(note_the_end, sys.argv[1])  # the first to register is the last to be called
     save(sys.argv[1])

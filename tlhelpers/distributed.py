@@ -3,12 +3,14 @@
 Start the same program with `accelerate launch --multi_gpu --num_processes 2 program.py` (on CPUs too:
 accelerate starts only one process there without it), on several machines with
 `--num_machines`, `--machine_rank` and `--main_process_ip` as well, or in a notebook with
-`accelerate.notebook_launcher(function, num_processes=2)`; `fit` and `evaluate` notice it by themselves.
+`accelerate.notebook_launcher(function, num_processes=2)`; `fit` and `evaluate` notice it by themselves,
+and the group of processes is left when Python ends.
 Every process needs the same loaders and takes its share of each batch, so that the loss of the whole
 batch is what one process would have, up to rounding.  What is computed over a batch is not: BatchNorm,
 or a distance between two domains, sees one piece at a time.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -39,6 +41,8 @@ class Team:
 
             # Some objectives leave parameters out, such as the head of a task with weight 0.
             options = DistributedDataParallelKwargs(find_unused_parameters=True)
+            if not torch.distributed.is_initialized():
+                atexit.register(_end_group)
             self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[options])
             self.size, self.rank = self.accelerator.num_processes, self.accelerator.process_index
 
@@ -95,6 +99,16 @@ class Team:
 
             for buffer in model.buffers():
                 buffer.copy_(broadcast(buffer))
+
+
+def _end_group() -> None:
+    """Leave the group that a `Team` has begun, before Python ends.
+
+    A thread of the group that drops a tensor while Python ends aborts the process
+    (https://github.com/pytorch/pytorch/issues/190489): seldom, after all the work is done.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class _Step(nn.Module):
