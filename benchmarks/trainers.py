@@ -90,6 +90,7 @@ def with_transformers(model: nn.Module, data: Dataset, epochs: int) -> None:
     never = dict.fromkeys(("logging_strategy", "save_strategy", "eval_strategy"), "no")
     settings = TrainingArguments(
         output_dir="build/trainer",
+        seed=torch.initial_seed(),  # left alone, it sets the seed of the whole process to 42
         num_train_epochs=epochs,
         per_device_train_batch_size=BATCH,
         max_grad_norm=0,
