@@ -26,15 +26,16 @@ SMOKE = os.environ.get("BENCH_SMOKE") == "1"  # once around at tiny sizes: do th
 def interleaved(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Wall seconds of every contender in every round, after one round that is not counted.
 
-    Every other round goes backwards, and the order is turned by one, so that nobody always follows the same neighbour.
+    Every other round goes backwards, and after two the order is turned by one, so that nobody is always first or
+    always follows the same neighbour.
     """
     names = list(contenders)
     for name in names:
         contenders[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(repeats):
-        turned = names[i % len(names) :] + names[: i % len(names)]
-        for name in turned[:: 1 if i % 2 == 0 else -1]:
+        start = i // 2 % len(names)
+        for name in (names[start:] + names[:start])[:: -1 if i % 2 else 1]:
             began = time.perf_counter()
             contenders[name]()
             seconds[name].append(time.perf_counter() - began)

@@ -65,9 +65,12 @@ def test_a_row_that_was_not_measured_says_how_to_measure_it():
 
 def test_contenders_take_turns_and_neither_is_always_first():
     calls = []
-    seconds = timing.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
-    assert "".join(calls) == "ab" + "ab" + "ba"
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+    seconds = timing.interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, 4)
+    assert "".join(calls) == "abc" + "abc" + "cba" + "bca" + "acb"
+    assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys("abc", 4)
+    calls.clear()
+    timing.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 4)
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ba" + "ab"
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_each_round():
