@@ -55,7 +55,7 @@ def two(request, tmp_path_factory):
     done = subprocess.run(
         [sys.executable, *command, str(folder)], capture_output=True, text=True, env=environment, timeout=120
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr  # whole: what went wrong stands first, the summary of the launcher last
     return folder, done.stdout
 
 
