@@ -79,11 +79,11 @@ def test_the_file_is_small_and_holds_no_widget_state(page):
     assert "widgets" not in page["metadata"], "GitHub shows 'Invalid Notebook' for saved widget state"
 
 
-def test_every_figure_is_said_in_words(page):
+def test_every_figure_is_said_in_words_below_it(page):
     for cell in cells(page, "code"):
-        images = [o for o in cell["outputs"] if "image/png" in o.get("data", {})]
-        text = "".join("".join(o.get("text", "")) for o in cell["outputs"])
-        assert text.count("In words: ") >= len(images), source(cell)[:80]
+        for output, below in pairwise([*cell["outputs"], {}]):
+            if "image/png" in output.get("data", {}):
+                assert "".join(below.get("text", "")).startswith("In words: "), source(cell)[:80]
 
 
 def test_the_page_claims_explores_and_asks(page):

@@ -178,9 +178,12 @@ def page(tmp_path, monkeypatch):
 
         def execute(self):
             outputs = [
-                nbformat.v4.new_output("stream", name="stdout", text="kept"),
+                nbformat.v4.new_output("stream", name="stdout", text="ke"),
                 nbformat.v4.new_output("stream", name="stderr", text="a progress bar"),
+                nbformat.v4.new_output("stream", name="stdout", text="pt"),
                 nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+                nbformat.v4.new_output("display_data", {"image/png": ""}),
+                nbformat.v4.new_output("stream", name="stdout", text="In words: white"),
             ]
             self.page.cells[1].outputs = outputs
             self.page.cells[1].metadata["execution"] = {"iopub.status.busy": "2030-01-01"}
@@ -202,7 +205,8 @@ def test_an_executed_page_states_its_time_and_keeps_only_what_teaches(page):
     saved = nbformat.read(page, as_version=4)
     assert "*Computes for about 5 s on" in saved.cells[0].source
     assert saved.cells[0].source.endswith("; read for 20 min.*")
-    assert [output.text for output in saved.cells[1].outputs] == ["kept"]
+    above, figure, below = saved.cells[1].outputs
+    assert (above.text, list(figure.data), below.text) == ("kept", ["image/png"], "In words: white")
     assert "widgets" not in saved.metadata
     first = page.read_text("utf-8")
     pages.execute(page)

@@ -50,7 +50,6 @@ def execute(path: Path) -> float:
         page,
         timeout=600,
         kernel_name="python3",
-        coalesce_streams=True,  # else lines are split differently at every run
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - began
@@ -66,7 +65,10 @@ def execute(path: Path) -> float:
 
 
 def tidy(page: nbformat.NotebookNode) -> None:
-    """Drop what changes at every run: execution times, widget state, warnings and progress bars on stderr."""
+    """Drop what changes at every run: execution times, widget state, warnings and progress bars on stderr.
+
+    A kernel sends what is printed in pieces that differ too; those with nothing between them become one.
+    """
     page.metadata.pop("widgets", None)
     page.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     page.metadata["language_info"] = {"name": "python"}
@@ -75,7 +77,7 @@ def tidy(page: nbformat.NotebookNode) -> None:
         cell["id"] = f"cell-{number:02d}"  # stable ids keep differences between versions small
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not _is_widget(o)]
+            cell.outputs = _joined([o for o in cell.outputs if o.get("name") != "stderr" and not _is_widget(o)])
 
 
 def save_readme_figure(page: nbformat.NotebookNode, folder: Path) -> None:
@@ -95,6 +97,17 @@ def page_table(pages: list[Path]) -> str:
         objectives, seconds = "; ".join(facts["objectives"]), facts.get("seconds", "-")
         rows.append(f"| [{facts['page']} {facts['title']}](notebooks/{path.name}) | {objectives} | {seconds} |")
     return "\n".join(rows)
+
+
+def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    # nbclient's `coalesce_streams` moves what is printed below a figure to what was printed above it.
+    joined = []
+    for output in outputs:
+        if joined and output.output_type == joined[-1].output_type == "stream":
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def _is_widget(output: nbformat.NotebookNode) -> bool:
