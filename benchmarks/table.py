@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.timing import RESULTS
 
 NO_GPU = "no GPU was there when the results were made; run python -m benchmarks.gpu on one"
-NOISE = "the network costs nearly everything; in three rounds each contender's own time varies by 10 to 30 %"
+NOISE = "the network costs nearly everything; in so few rounds each contender's own time varies by 10 % and more"
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def keep_freed_memory() -> None:
     Otherwise glibc hands freed memory back and gets it again, page by page, in every step or in none: with
     ResNet-18 that is up to 6 % of the time, decided by what lies at the end of the heap, not by the loop.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # M_... of malloc.h
         mallopt(trim_threshold, 2**31 - 1)
