@@ -37,7 +37,7 @@ test-faults: .venv/ready
 
 # Every page with five seeds, a quarter of an hour: which claims hold by luck?  Keeps the table in docs/margins.md.
 test-seeds: .venv/ready
-	$(TEST_ENV) HF_HUB_OFFLINE=1 $(BIN)/python -m tlhelpers.recipes.seeds --jobs $(WORKERS) --table docs/margins.md
+	$(TEST_ENV) HF_HUB_OFFLINE=1 $(BIN)/python -m tools.seeds --jobs $(WORKERS) --table docs/margins.md
 
 # Opens every page and the static site in Chromium; screenshots in build/browser/.
 test-browser: .venv/ready
@@ -66,7 +66,7 @@ student: .venv/ready
 	touch $@
 
 notebooks: .venv/ready
-	$(BIN)/python -m tlhelpers.recipes.pages
+	$(BIN)/python -m tools.pages
 	$(BIN)/python docs/kit.py guide
 
 # What you have solved, also as a table for an instructor.

@@ -10,13 +10,13 @@ from torch import nn
 
 from benchmarks.nets import noise, resnet18
 from benchmarks.timing import SMOKE, interleaved, ratio, save, use_one_thread
-from tlhelpers.backbones import Backbone, GlyphNet, Normalize
-from tlhelpers.data import Part, TensorLoader
-from tlhelpers.features import extract_features, linear_probe
-from tlhelpers.objectives import classification
+from tlhelpers.models.backbones import Backbone, GlyphNet, Normalize
+from tlhelpers.data.examples import Part, TensorLoader
+from tlhelpers.analysis.features import extract_features, linear_probe
+from tlhelpers.objectives.supervised import classification
 from tlhelpers.runtime import pick_device
-from tlhelpers.surgery import freeze
-from tlhelpers.train import fit
+from tlhelpers.models.surgery import freeze
+from tlhelpers.training.loop import fit
 
 EPOCHS = 20
 # Network: shape of an example, examples, rounds.

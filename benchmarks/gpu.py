@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import SMOKE, save, summary
-from tlhelpers.objectives import classification
+from tlhelpers.objectives.supervised import classification
 from tlhelpers.runtime import pick_device
-from tlhelpers.surgery import freeze
-from tlhelpers.train import fit
+from tlhelpers.models.surgery import freeze
+from tlhelpers.training.loop import fit
 
 DEVICE = pick_device()
 TINY = DEVICE.type == "cpu"
@@ -158,8 +158,8 @@ def probe() -> nn.Module:
 
 def extraction_rows(top: float) -> tuple[dict, dict]:
     """Forward passes of ResNet-50 on resident batches through `features.feature_function` and by hand."""
-    from tlhelpers.backbones import Backbone, Normalize
-    from tlhelpers.features import feature_function
+    from tlhelpers.models.backbones import Backbone, Normalize
+    from tlhelpers.analysis.features import feature_function
 
     model, batch = resnet50(), photographs()
     backbone = Backbone("resnet50", model, 1000, Normalize(0.0, 1.0), None, (), {})

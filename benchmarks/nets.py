@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tlhelpers.backbones import Backbone, GlyphNet, Normalize
-from tlhelpers.data import Part
-from tlhelpers.recipes.distil import tiny_cnn
-from tlhelpers.surgery import attach_head
+from tlhelpers.models.backbones import Backbone, GlyphNet, Normalize
+from tlhelpers.data.examples import Part
+from tlhelpers.experiments.distillation import tiny_cnn
+from tlhelpers.models.surgery import attach_head
 
 __all__ = ["glyph_net", "hand_loop", "noise", "resnet18", "tiny_cnn"]
 

@@ -16,13 +16,13 @@ from torch.utils.data import Dataset, TensorDataset
 from benchmarks.nets import resnet18
 from benchmarks.timing import SMOKE, fastest, interleaved, keep_freed_memory, ratio, save, use_one_thread
 from benchmarks.trainers import BATCH, CPU, RATE, RIVALS, by_hand
-from tlhelpers.augment import Jitter
-from tlhelpers.backbones import load_backbone
-from tlhelpers.data import Part, TensorLoader
-from tlhelpers.datasets import TARGET_JITTER, load_dataset
-from tlhelpers.objectives import classification
-from tlhelpers.surgery import attach_head
-from tlhelpers.train import evaluate, fit
+from tlhelpers.data.augment import Jitter
+from tlhelpers.models.backbones import load_backbone
+from tlhelpers.data.examples import Part, TensorLoader
+from tlhelpers.data.named import TARGET_JITTER, load_dataset
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.models.surgery import attach_head
+from tlhelpers.training.loop import evaluate, fit
 
 AFFINE = Jitter(degrees=10, scale=(0.8, 1.1), shear=0.2)
 

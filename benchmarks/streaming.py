@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import SMOKE, save, summary, use_one_thread
-from tlhelpers.backbones import Backbone, Normalize
-from tlhelpers.data import Part, TensorLoader
-from tlhelpers.feature_files import stream_features
-from tlhelpers.objectives import classification
-from tlhelpers.train import fit
+from tlhelpers.models.backbones import Backbone, Normalize
+from tlhelpers.data.examples import Part, TensorLoader
+from tlhelpers.analysis.streaming import stream_features
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.training.loop import fit
 
 SIZES = (1_000, 2_000, 4_000) if SMOKE else (10_000, 100_000, 1_000_000)
 INPUTS, FEATURES, BATCH = 16, 64, 500

@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.nets import glyph_net, hand_loop, noise
 from benchmarks.timing import SMOKE, interleaved, ratio, save
-from tlhelpers.data import TensorLoader
-from tlhelpers.features import C_GRID, Features, linear_probe
+from tlhelpers.data.examples import TensorLoader
+from tlhelpers.analysis.features import C_GRID, Features, linear_probe
 
 STEPS = 2 if SMOKE else 10
 LIMIT = 60.0  # seconds: threads that wait for each other may take minutes for what one does in a second

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tlhelpers.recipes import provenance
+from tlhelpers.experiments.records import provenance
 from tlhelpers.runtime import available_cores
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from toys import toy_backbone, toy_images
 
-from tlhelpers.downloads import Remote, fetch
-from tlhelpers.features import cached_features, extract_features, feature_key, linear_probe
+from tlhelpers.files import Remote, fetch
+from tlhelpers.analysis.features import cached_features, extract_features, feature_key, linear_probe
 
 
 def work(n: int = 400):
@@ -71,8 +71,8 @@ def full_disk_download(folder: Path) -> list[int]:
 
 def full_disk_progress(folder: Path) -> list[int]:
     """Answer an exercise while the progress file may not grow beyond k bytes, for every k that is too few."""
-    from tlhelpers import scorebook
-    from tlhelpers.exercises.page_05 import q1
+    from tlhelpers.course import scorebook
+    from tlhelpers.course.exercises.page_05 import q1
 
     book, before, count = folder / "book.json", {"05.q2": "2026-01-01T00:00:00+00:00"}, [0, 0]
     os.environ["TLHELPERS_PROGRESS"] = str(book)
@@ -165,8 +165,8 @@ def fill(folder: Path) -> list[int]:
 
 def kernel(folder: Path) -> list[int]:
     """A whole small job: features of digits from a shipped body, and a probe; returns [accuracy in 1e-6, peak MiB]."""
-    from tlhelpers.backbones import load_backbone
-    from tlhelpers.datasets import load_dataset
+    from tlhelpers.models.backbones import load_backbone
+    from tlhelpers.data.named import load_dataset
 
     digits, backbone = load_dataset("digits"), load_backbone("glyphs-all")
     train, test = (cached_features(backbone, part, folder=folder) for part in (digits.train, digits.test))
@@ -181,15 +181,15 @@ def numbers(folder: Path) -> list:
     """What the same seed gives: a short training, a few-shot draw, a probe and scores, as exact texts."""
     from torch.utils.data import DataLoader, TensorDataset
 
-    from tlhelpers.augment import Jitter
-    from tlhelpers.backbones import load_backbone
-    from tlhelpers.data import few_shot, make_loaders
-    from tlhelpers.datasets import load_dataset
-    from tlhelpers.objectives import classification
+    from tlhelpers.data.augment import Jitter
+    from tlhelpers.models.backbones import load_backbone
+    from tlhelpers.data.examples import few_shot, make_loaders
+    from tlhelpers.data.named import load_dataset
+    from tlhelpers.objectives.supervised import classification
     from tlhelpers.runtime import seed_everything
-    from tlhelpers.surgery import attach_head
-    from tlhelpers.train import fit
-    from tlhelpers.transferability import h_score, logme, proxy_a_distance
+    from tlhelpers.models.surgery import attach_head
+    from tlhelpers.training.loop import fit
+    from tlhelpers.analysis.transferability import h_score, logme, proxy_a_distance
 
     cpu, found = torch.device("cpu"), []
     digits, backbone = load_dataset("digits"), load_backbone("glyphs-all")

@@ -17,12 +17,12 @@ import torch
 import torch._dynamo  # the first optimizer would import it, which takes seconds, in every child
 from toys import CPU, toy_model, toy_part, weights_of
 
-from tlhelpers import checkpoint
-from tlhelpers.data import TensorLoader
-from tlhelpers.objectives import classification
+from tlhelpers.training import checkpoint
+from tlhelpers.data.examples import TensorLoader
+from tlhelpers.objectives.supervised import classification
 from tlhelpers.runtime import seed_everything
-from tlhelpers.schedules import warmup_cosine
-from tlhelpers.train import fit
+from tlhelpers.training.schedules import warmup_cosine
+from tlhelpers.training.loop import fit
 
 PAUSE = 0.004  # seconds
 

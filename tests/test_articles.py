@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tlhelpers.backbones import ASSETS
+from tlhelpers.models.backbones import ASSETS
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import functional as F
 
-from tlhelpers.augment import Jitter
+from tlhelpers.data.augment import Jitter
 
 EVERYTHING = Jitter(degrees=40, scale=(0.5, 1.3), shear=0.3, bend=0.2, coarse=(4, 9), fade=0.5, noise=0.2)
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from toys import CPU
 
-from tlhelpers import backbones
-from tlhelpers.backbones import (
+from tlhelpers.models import backbones
+from tlhelpers.models.backbones import (
     ASSETS,
     BACKBONES,
     CUTS,
@@ -23,10 +23,10 @@ from tlhelpers.backbones import (
     load_backbone,
     photo_weights,
 )
-from tlhelpers.data import TensorLoader
-from tlhelpers.datasets import load_dataset
-from tlhelpers.recipes.pretrain import SOURCES
-from tlhelpers.train import evaluate
+from tlhelpers.data.examples import TensorLoader
+from tlhelpers.data.named import load_dataset
+from tlhelpers.experiments.pretraining import SOURCES
+from tlhelpers.training.loop import evaluate
 
 NAMES = list(SHIPPED)
 

@@ -10,8 +10,8 @@ import test_notebooks as rules
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from tlhelpers import badges
-from tlhelpers.cli import main
+from tools import badges
+from tlhelpers.course.prefetch import main
 
 ROOT = Path(__file__).parent.parent
 FILES = ["pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in rules.PAGES)]

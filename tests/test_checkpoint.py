@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from toys import CPU, toy_model, toy_part, weights_of
 
-from tlhelpers import checkpoint
-from tlhelpers.alignment import dann
-from tlhelpers.data import JointLoader, TensorLoader
-from tlhelpers.objectives import classification
-from tlhelpers.train import fit
+from tlhelpers.training import checkpoint
+from tlhelpers.objectives.adaptation import dann
+from tlhelpers.data.examples import JointLoader, TensorLoader
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.training.loop import fit
 
 
 def beside(path, ending):

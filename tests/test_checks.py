@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers import checks
-from tlhelpers.checks import claim, claims_table, near, question
+from tlhelpers.course import exercise as checks
+from tlhelpers.course.exercise import claim, claims_table, near, question
 
 
 @pytest.fixture(autouse=True)

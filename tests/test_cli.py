@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from tlhelpers import cli, doctor
-from tlhelpers.cli import main
+from tlhelpers.course import prefetch as cli
+from tlhelpers.course import doctor
+from tlhelpers.course.prefetch import main
 
 
 def test_the_doctor_finds_this_machine_ready(capsys):

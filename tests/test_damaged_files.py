@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from test_untrusted_files import png_with
 
-from tlhelpers.folders import examine, read_folder
-from tlhelpers.messages import read_table
+from tlhelpers.data.folders import examine, read_folder
+from tlhelpers.data.messages import read_table
 
 pytestmark = pytest.mark.fault_table
 PATIENCE = 120  # seconds for a whole corpus; a hang is an error and not a long wait

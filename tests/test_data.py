@@ -4,8 +4,8 @@ import pytest
 import torch
 from toys import CPU, toy_part
 
-from tlhelpers.data import Part, Splits, TensorLoader, as_float, check_dataset, few_shot, make_loaders
-from tlhelpers.datasets import load_dataset
+from tlhelpers.data.examples import Part, Splits, TensorLoader, as_float, check_dataset, few_shot, make_loaders
+from tlhelpers.data.named import load_dataset
 
 
 def labelled(y, classes=3, n=None):

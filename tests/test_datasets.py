@@ -3,10 +3,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from tlhelpers import datasets
-from tlhelpers.backbones import Normalize
-from tlhelpers.datasets import crop_to_ink, load_dataset
-from tlhelpers.glyphs import ALL_CLASSES, FONTS, LETTER_CLASSES
+from tlhelpers.data import named as datasets
+from tlhelpers.models.backbones import Normalize
+from tlhelpers.data.named import crop_to_ink, load_dataset
+from tlhelpers.data.glyphs import ALL_CLASSES, FONTS, LETTER_CLASSES
 
 
 @pytest.fixture(scope="module")

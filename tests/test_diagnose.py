@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from toys import differing, toy_model, toy_part, weights_of
 
-from tlhelpers import diagnose
-from tlhelpers.objectives import classification
-from tlhelpers.surgery import freeze
+from tlhelpers.analysis import diagnose
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.models.surgery import freeze
 
 
 def batch_of(n=24):

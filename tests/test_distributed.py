@@ -10,10 +10,10 @@ import torch
 from toys import CPU, toy_model, toy_part
 from two_processes import plain_model, trained, trained_on_two_tasks
 
-from tlhelpers.data import TensorLoader
-from tlhelpers.distributed import Team, cut, halve_until_it_fits
-from tlhelpers.objectives import classification
-from tlhelpers.train import fit
+from tlhelpers.data.examples import TensorLoader
+from tlhelpers.training.distributed import Team, cut, halve_until_it_fits
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.training.loop import fit
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5  # relative; float32 sums in another order

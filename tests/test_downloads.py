@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tlhelpers import downloads
-from tlhelpers.downloads import Remote, digest_of, fetch
+from tlhelpers import files as downloads
+from tlhelpers.files import Remote, digest_of, fetch
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
 SHA = hashlib.sha256(CONTENT).hexdigest()

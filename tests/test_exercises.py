@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers import exercises
-from tlhelpers.checks import Question
+from tlhelpers.course import exercises
+from tlhelpers.course.exercise import Question
 
 PAGES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__) if module.name.startswith("page_"))
 
 
 def questions_of(page: str) -> list[tuple[str, Question]]:
-    module: ModuleType = importlib.import_module(f"tlhelpers.exercises.{page}")
+    module: ModuleType = importlib.import_module(f"tlhelpers.course.exercises.{page}")
     return [(f"{page}.{name}", q) for name, q in vars(module).items() if isinstance(q, Question)]
 
 
@@ -78,7 +78,7 @@ def test_hints_are_sentences_and_none_is_the_solution(q):
 def test_the_bug_hunt_shows_the_programs_that_its_checks_were_made_for():
     page = json.loads((Path(__file__).parent.parent / "notebooks" / "14_bug_clinic.ipynb").read_text("utf-8"))
     shown = "\n".join("".join(cell["source"]) for cell in page["cells"] if cell["cell_type"] == "code")
-    hunt = vars(importlib.import_module("tlhelpers.exercises.page_14"))
+    hunt = vars(importlib.import_module("tlhelpers.course.exercises.page_14"))
     broken = {name: text.strip() for name, text in hunt.items() if name.startswith("BROKEN_")}
     assert len(broken) == 5
     assert [name for name, text in broken.items() if text not in shown] == []

@@ -7,11 +7,11 @@ from safetensors import safe_open
 from torch import nn
 from toys import CPU, toy_backbone, toy_images
 
-from tlhelpers.data import Part, TensorLoader
-from tlhelpers.feature_files import open_features, stream_features
-from tlhelpers.features import extract_features
-from tlhelpers.objectives import classification
-from tlhelpers.train import evaluate, fit
+from tlhelpers.data.examples import Part, TensorLoader
+from tlhelpers.analysis.streaming import open_features, stream_features
+from tlhelpers.analysis.features import extract_features
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.training.loop import evaluate, fit
 
 
 @pytest.mark.parametrize("n", [9, 10, 11])  # the last batch has 1, 2 or 3 examples; odd and even lengths of the file

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 from toys import CPU, differing, toy_backbone, toy_images, weights_of
 
-from tlhelpers import features
-from tlhelpers.features import Features, cached_features, extract_features, feature_key, knn_probe, linear_probe
+from tlhelpers.analysis import features
+from tlhelpers.analysis.features import Features, cached_features, extract_features, feature_key, knn_probe, linear_probe
 from tlhelpers.tensor_files import keep_tensor
 
 
@@ -241,7 +241,7 @@ def test_a_layer_that_does_not_run_once_per_pass_is_refused():
 
 
 def test_a_probe_becomes_a_layer_that_decides_alike_and_k_nn_does_not():
-    from tlhelpers.features import Features
+    from tlhelpers.analysis.features import Features
 
     generator = torch.Generator().manual_seed(0)
     features = Features(torch.randn(60, 5, generator=generator), torch.arange(60) % 3)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tlhelpers.data import check_dataset
-from tlhelpers.datasets import load_dataset
-from tlhelpers.folders import decode, read_folder
+from tlhelpers.data.examples import check_dataset
+from tlhelpers.data.named import load_dataset
+from tlhelpers.data.folders import decode, read_folder
 
 
 def save_image(path: Path, value: int, size=(40, 30), mode="RGB", **options) -> Path:

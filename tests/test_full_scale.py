@@ -16,9 +16,9 @@ from sklearn.metrics import classification_report
 from test_photos import SHARED, needs_cache
 from toys import save_tiny_bert
 
-from tlhelpers.datasets import load_dataset
-from tlhelpers.objectives import distillation
-from tlhelpers.recipes import full_scale
+from tlhelpers.data.named import load_dataset
+from tlhelpers.objectives.supervised import distillation
+from tlhelpers.experiments import full_scale
 
 ROOT = Path(__file__).parent.parent
 RECORD = json.loads(full_scale.RECORD.read_text("utf-8"))
@@ -129,8 +129,8 @@ def test_a_folder_of_photos_becomes_a_classifier_with_a_report_in_ten_lines(real
             (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, tmp_path / "mine" / name)
     # The lines of page 2 and of the README, but for the path:
-    from tlhelpers.backbones import load_backbone
-    from tlhelpers.features import extract_features, linear_probe
+    from tlhelpers.models.backbones import load_backbone
+    from tlhelpers.analysis.features import extract_features, linear_probe
 
     photos = load_dataset(f"folder:{tmp_path / 'mine'}", image_size=96)
     body = load_backbone("squeezenet1_0", image_size=96)
@@ -152,8 +152,8 @@ def test_the_record_reaches_what_the_course_promises():
 
 
 def test_rows_of_a_draw_are_found_in_the_features_of_the_whole_part():
-    from tlhelpers.data import few_shot
-    from tlhelpers.features import Features
+    from tlhelpers.data.examples import few_shot
+    from tlhelpers.analysis.features import Features
 
     train = load_dataset("digits").train
     few = few_shot(train, 2, seed=3)

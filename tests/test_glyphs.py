@@ -5,7 +5,7 @@ import matplotlib
 import pytest
 import torch
 
-from tlhelpers import glyphs
+from tlhelpers.data import glyphs
 
 
 def test_there_are_47_classes_as_in_emnist_and_22_letters_unlike_any_digit():

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 
-from tlhelpers.backbones import ASSETS
+from tlhelpers.models.backbones import ASSETS
 
 FILE = ASSETS / "intents.tsv"
 CARD = json.loads((ASSETS / "intents.json").read_text("utf-8"))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from toys import CPU, toy_part
 
-from tlhelpers.data import JointLoader, TensorLoader
+from tlhelpers.data.examples import JointLoader, TensorLoader
 
 
 def loader(n, batch_size=4, **options):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from test_faults import child, counts
 
-from tlhelpers.backbones import load_backbone
-from tlhelpers.data import few_shot, make_loaders
-from tlhelpers.datasets import load_dataset
-from tlhelpers.features import extract_features, linear_probe
-from tlhelpers.objectives import classification
-from tlhelpers.surgery import attach_head, freeze, unfreeze
-from tlhelpers.train import fit
+from tlhelpers.models.backbones import load_backbone
+from tlhelpers.data.examples import few_shot, make_loaders
+from tlhelpers.data.named import load_dataset
+from tlhelpers.analysis.features import extract_features, linear_probe
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.models.surgery import attach_head, freeze, unfreeze
+from tlhelpers.training.loop import fit
 
 pytestmark = pytest.mark.faults
 CPU = torch.device("cpu")

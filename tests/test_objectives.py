@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 from toys import toy_model, toy_part
 
-from tlhelpers.objectives import classification, l2_sp
-from tlhelpers.surgery import freeze
+from tlhelpers.objectives.supervised import classification, l2_sp
+from tlhelpers.models.surgery import freeze
 
 
 def gradients(model, loss):

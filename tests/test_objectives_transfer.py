@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from toys import CPU, differing, toy_model, toy_part, weights_of
 
-from tlhelpers.alignment import (
+from tlhelpers.objectives.adaptation import (
     adabn,
     coral,
     coral_distance,
@@ -20,8 +20,8 @@ from tlhelpers.alignment import (
     project_conflicting,
     reverse_gradient,
 )
-from tlhelpers.data import JointLoader, TensorLoader
-from tlhelpers.objectives import (
+from tlhelpers.data.examples import JointLoader, TensorLoader
+from tlhelpers.objectives.supervised import (
     attention_map,
     attention_transfer,
     classification,
@@ -30,9 +30,9 @@ from tlhelpers.objectives import (
     multitask,
     uncertainty_weighted,
 )
-from tlhelpers.surgery import freeze
-from tlhelpers.train import fit
-from tlhelpers.transferability import mmd_distance
+from tlhelpers.models.surgery import freeze
+from tlhelpers.training.loop import fit
+from tlhelpers.analysis.transferability import mmd_distance
 
 
 def two_headed(shared=False):

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tlhelpers import plots
+from tlhelpers.course import plots
 
 RUNS = [np.array([0.2, 0.4]), np.array([0.5, 0.7, 0.9])]
 HISTORY = [

@@ -7,8 +7,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from tlhelpers.features import Features, linear_probe
-from tlhelpers.pseudo_labels import class_prototypes, nearest_prototype, self_training, spherical_kmeans
+from tlhelpers.analysis.features import Features, linear_probe
+from tlhelpers.analysis.pseudo_labels import class_prototypes, nearest_prototype, self_training, spherical_kmeans
 
 CENTRES = torch.eye(3, 6) * 4
 

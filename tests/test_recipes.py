@@ -9,13 +9,16 @@ from sklearn.svm import SVC
 from torch import nn
 from toys import CPU, differing, weights_of
 
-from tlhelpers import backbones
-from tlhelpers.backbones import GlyphNet, Normalize, load_backbone
-from tlhelpers.data import Splits, few_shot
-from tlhelpers.datasets import load_dataset
-from tlhelpers.features import extract_features, linear_probe
-from tlhelpers.recipes import few_shot as label_curve
-from tlhelpers.recipes import fine_tuning, pages, pretrain, provenance
+from tlhelpers.models import backbones
+from tlhelpers.models.backbones import GlyphNet, Normalize, load_backbone
+from tlhelpers.data.examples import Splits, few_shot
+from tlhelpers.data.named import load_dataset
+from tlhelpers.analysis.features import extract_features, linear_probe
+from tlhelpers.experiments import label_curve as label_curve
+from tlhelpers.experiments import fine_tuning
+from tools import pages
+from tlhelpers.experiments import pretraining as pretrain
+from tlhelpers.experiments.records import provenance
 
 TRANSFORM = Normalize(0.2, 0.3)
 
@@ -160,7 +163,7 @@ def test_a_widget_is_never_answered_while_its_cell_is_awaited(monkeypatch):
     """The answer would make the wait for the kernel miss its reply now and then (jupyter/nbclient#312)."""
     answers = []
     monkeypatch.setattr(OutputWidget, "send", lambda *message, **_: answers.append(message))
-    source = "from tlhelpers.widgets import explore\nexplore(lambda n: print('drawn', n), n=[1, 2])"
+    source = "from tlhelpers.course.widgets import explore\nexplore(lambda n: print('drawn', n), n=[1, 2])"
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     pages.PageClient(page, kernel_name="python3", timeout=120).execute()
     assert answers == []

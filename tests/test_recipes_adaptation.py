@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tlhelpers.objectives import classification
-from tlhelpers.recipes import adaptation as recipe
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.experiments import domain_adaptation as recipe
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from toys import toy_images
 
-from tlhelpers.backbones import load_backbone
-from tlhelpers.data import Part
-from tlhelpers.features import Features
-from tlhelpers.recipes import bug_clinic
+from tlhelpers.models.backbones import load_backbone
+from tlhelpers.data.examples import Part
+from tlhelpers.analysis.features import Features
+from tlhelpers.experiments import bug_clinic
 
 
 def test_complaint_names_the_error_and_its_first_line():

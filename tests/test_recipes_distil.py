@@ -2,10 +2,10 @@ import pytest
 import torch
 from toys import toy_model, weights_of
 
-from tlhelpers.backbones import load_backbone
-from tlhelpers.data import few_shot
-from tlhelpers.datasets import load_dataset
-from tlhelpers.recipes.distil import lesson, rounded, taught, tiny_cnn, with_rounded_weights
+from tlhelpers.models.backbones import load_backbone
+from tlhelpers.data.examples import few_shot
+from tlhelpers.data.named import load_dataset
+from tlhelpers.experiments.distillation import lesson, rounded, taught, tiny_cnn, with_rounded_weights
 
 
 def test_rounding_stays_within_half_a_step_and_reaches_the_largest_number_in_every_row():

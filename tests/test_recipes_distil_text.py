@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers.messages import load_messages
-from tlhelpers.recipes import distil_text
-from tlhelpers.text import load_text_body
+from tlhelpers.data.messages import load_messages
+from tlhelpers.experiments import text_distillation as distil_text
+from tlhelpers.models.encoders import load_text_body
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,6 @@ def test_the_record_holds_every_way_with_five_seeds_and_says_who_made_it():
     record = json.loads(distil_text.RECORD.read_text("utf-8"))
     assert set(record["runs"]) == {"teacher", *distil_text.WAYS}
     assert {len(values) for values in record["runs"].values()} == {5}
-    assert record["command"] == "python -m tlhelpers.recipes.distil_text" and record["date"]
+    assert record["command"] == "python -m tlhelpers.experiments.text_distillation" and record["date"]
     gain = np.subtract(record["runs"]["soft targets"], record["runs"]["labels"])
     assert gain.mean() > 0

@@ -2,10 +2,10 @@ import math
 
 import torch
 
-from tlhelpers.data import few_shot
-from tlhelpers.datasets import load_dataset
-from tlhelpers.objectives import multitask
-from tlhelpers.recipes.multi_task import joint_loader, new_model, pcgrad, task_gradients, watching, weights_for
+from tlhelpers.data.examples import few_shot
+from tlhelpers.data.named import load_dataset
+from tlhelpers.objectives.supervised import multitask
+from tlhelpers.experiments.multi_task import joint_loader, new_model, pcgrad, task_gradients, watching, weights_for
 
 
 def batch_and_model():

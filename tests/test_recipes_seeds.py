@@ -3,10 +3,10 @@
 import nbformat
 import pytest
 
-from tlhelpers.recipes import seeds
+from tools import seeds
 
 SOURCE = """
-from tlhelpers.checks import claim
+from tlhelpers.course.exercise import claim
 from tlhelpers.runtime import shifted
 claim("a moving number: with colons", 2 + shifted(0) / 1000, at_least=1, at_most=10)
 claim("a number that stays", 5, at_least=1)

@@ -1,10 +1,10 @@
 import torch
 
-from tlhelpers.backbones import load_backbone
-from tlhelpers.data import few_shot
-from tlhelpers.datasets import glyph_masters, load_dataset
-from tlhelpers.recipes import sources as recipe
-from tlhelpers.recipes.few_shot import pixel_scores
+from tlhelpers.models.backbones import load_backbone
+from tlhelpers.data.examples import few_shot
+from tlhelpers.data.named import glyph_masters, load_dataset
+from tlhelpers.experiments import choosing_a_source as recipe
+from tlhelpers.experiments.label_curve import pixel_scores
 
 
 def test_there_are_ten_sources_or_more_and_every_one_gives_batches_of_32_by_32():

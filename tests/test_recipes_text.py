@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers.backbones import load_backbone
-from tlhelpers.data import few_shot
-from tlhelpers.messages import load_messages, split_messages
-from tlhelpers.recipes.text import (
+from tlhelpers.models.backbones import load_backbone
+from tlhelpers.data.examples import few_shot
+from tlhelpers.data.messages import load_messages, split_messages
+from tlhelpers.experiments.text import (
     RECORD,
     STEPS,
     cached,

@@ -6,9 +6,9 @@ from fault_children import numbers
 from test_faults import child, counts
 from toys import toy_part
 
-from tlhelpers.data import TensorLoader, few_shot
-from tlhelpers.datasets import load_dataset
-from tlhelpers.messages import load_messages, split_messages
+from tlhelpers.data.examples import TensorLoader, few_shot
+from tlhelpers.data.named import load_dataset
+from tlhelpers.data.messages import load_messages, split_messages
 from tlhelpers.runtime import seed_everything, setup, shifted
 
 pytestmark = pytest.mark.fault_table

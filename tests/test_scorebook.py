@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tlhelpers import scorebook
-from tlhelpers.checks import Question
-from tlhelpers.cli import main
-from tlhelpers.exercises.page_05 import q1, q2
+from tlhelpers.course import scorebook
+from tlhelpers.course.exercise import Question
+from tlhelpers.course.prefetch import main
+from tlhelpers.course.exercises.page_05 import q1, q2
 
 EARLY, LATE = "2026-01-01T10:00:00+00:00", "2026-02-01T10:00:00+00:00"
 

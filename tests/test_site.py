@@ -96,7 +96,7 @@ def test_solutions_stay_out_of_sight(site):
     for path in PAGES:
         text = (folder(site) / "notebooks" / f"{path.stem}.html").read_text("utf-8")
         assert "Show the solution" not in text
-        questions = importlib.import_module(f"tlhelpers.exercises.page_{path.stem[:2]}")
+        questions = importlib.import_module(f"tlhelpers.course.exercises.page_{path.stem[:2]}")
         for name in ("q1", "q2", "q3"):
             solution = getattr(questions, name).solution_text
             assert len(solution) < 30 or solution not in text

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from tlhelpers.strategy import FEW_STEPS, MANY, SCRATCH_STEPS, STRATEGIES, recommend
+from tlhelpers.analysis.strategy import FEW_STEPS, MANY, SCRATCH_STEPS, STRATEGIES, recommend
 
 
 def strategy(labels, **facts):

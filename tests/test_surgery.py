@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from toys import CPU, differing, toy_backbone, toy_model, toy_part, weights_of
 
-from tlhelpers import surgery
-from tlhelpers.data import TensorLoader
-from tlhelpers.objectives import classification
-from tlhelpers.train import fit
+from tlhelpers.models import surgery
+from tlhelpers.data.examples import TensorLoader
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.training.loop import fit
 
 OPTIMIZERS = {
     "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),

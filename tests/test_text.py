@@ -7,15 +7,15 @@ import pytest
 import torch
 from toys import CPU, differing, weights_of
 
-from tlhelpers import text
-from tlhelpers.backbones import load_backbone
-from tlhelpers.data import few_shot, make_loaders
-from tlhelpers.datasets import load_dataset
-from tlhelpers.messages import load_messages, load_sst2, read_table, split_messages, text_part
-from tlhelpers.objectives import classification
-from tlhelpers.surgery import attach_head, freeze
-from tlhelpers.text import cut_body, length_order, load_text_body, load_tokens, mean_pool, minilm_folder, trimmed
-from tlhelpers.train import fit
+from tlhelpers.models import encoders as text
+from tlhelpers.models.backbones import load_backbone
+from tlhelpers.data.examples import few_shot, make_loaders
+from tlhelpers.data.named import load_dataset
+from tlhelpers.data.messages import load_messages, load_sst2, read_table, split_messages, text_part
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.models.surgery import attach_head, freeze
+from tlhelpers.models.encoders import cut_body, length_order, load_text_body, load_tokens, mean_pool, minilm_folder, trimmed
+from tlhelpers.training.loop import fit
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "cache"
 SHORT, LONG = "pls renew my audiobook", "I should like to keep the borrowed atlas for three weeks, if nobody waits."

@@ -7,8 +7,8 @@ import torch
 from test_backbones import _Trap
 from toys import save_tiny_bert
 
-from tlhelpers.backbones import load_backbone
-from tlhelpers.recipes.full_scale import text_tuned
+from tlhelpers.models.backbones import load_backbone
+from tlhelpers.experiments.full_scale import text_tuned
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from toys import CPU, differing, toy_model, toy_part, weights_of
 
-from tlhelpers.data import TensorLoader
-from tlhelpers.objectives import classification
-from tlhelpers.surgery import freeze
-from tlhelpers.train import evaluate, fit, train_one_epoch, warmup_cosine
+from tlhelpers.data.examples import TensorLoader
+from tlhelpers.objectives.supervised import classification
+from tlhelpers.models.surgery import freeze
+from tlhelpers.training.loop import evaluate, fit, train_one_epoch, warmup_cosine
 
 
 def loader(batch_size=8, *, shift=0):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers.transferability import mmd_distance, proxy_a_distance
+from tlhelpers.analysis.transferability import mmd_distance, proxy_a_distance
 
 
 def test_two_samples_of_one_distribution_are_close():

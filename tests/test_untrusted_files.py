@@ -18,15 +18,15 @@ from safetensors.torch import save_file
 from toys import toy_backbone, toy_images
 
 import tlhelpers
-from tlhelpers import photos
-from tlhelpers.backbones import CUTS, load_backbone, photo_weights
-from tlhelpers.cli import main
-from tlhelpers.datasets import load_dataset
-from tlhelpers.features import cached_features, feature_key
-from tlhelpers.folders import decode
-from tlhelpers.messages import read_table
+from tlhelpers.data import photos
+from tlhelpers.models.backbones import CUTS, load_backbone, photo_weights
+from tlhelpers.course.prefetch import main
+from tlhelpers.data.named import load_dataset
+from tlhelpers.analysis.features import cached_features, feature_key
+from tlhelpers.data.folders import decode
+from tlhelpers.data.messages import read_table
 from tlhelpers.runtime import cache_dir
-from tlhelpers.text import load_hub_body
+from tlhelpers.models.encoders import load_hub_body
 
 pytestmark = pytest.mark.fault_table
 ROOT = Path(tlhelpers.__file__).parent
@@ -141,7 +141,7 @@ def test_a_pickle_in_the_feature_cache_is_replaced_by_features(marker, fault_row
 
 
 def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(marker, fault_row):
-    from tlhelpers import checkpoint
+    from tlhelpers.training import checkpoint
 
     counts, path = [0, 0], marker.parent / "run.pt"
     for bomb in pickles(marker).values():

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.wheel
 NAMES = {"plain": "TLHELPERS_WHEEL_PYTHON", "colab": "TLHELPERS_COLAB_PYTHON"}
 RUN = """
 import sys, nbformat
-from tlhelpers.recipes.pages import PageClient
+from tools.pages import PageClient
 page = nbformat.read(sys.argv[1], as_version=4)
 PageClient(page, timeout=600, kernel_name="python3").execute()
 """

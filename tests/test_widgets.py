@@ -6,7 +6,7 @@ import zipfile
 import ipywidgets
 import pytest
 
-from tlhelpers import widgets
+from tlhelpers.course import widgets
 
 
 @pytest.fixture

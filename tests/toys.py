@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tlhelpers.backbones import Backbone, Normalize
-from tlhelpers.data import Part
+from tlhelpers.models.backbones import Backbone, Normalize
+from tlhelpers.data.examples import Part
 
 CPU = torch.device("cpu")  # oracles that hold to the last bit are compared there
 

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from toys import CPU, toy_part
 
-from tlhelpers.data import JointLoader, TensorLoader
-from tlhelpers.objectives import classification, multitask
+from tlhelpers.data.examples import JointLoader, TensorLoader
+from tlhelpers.objectives.supervised import classification, multitask
 from tlhelpers.runtime import seed_everything
-from tlhelpers.schedules import warmup_cosine
-from tlhelpers.train import evaluate, fit
+from tlhelpers.training.schedules import warmup_cosine
+from tlhelpers.training.loop import evaluate, fit
 
 
 def plain_model():

@@ -2,6 +2,6 @@
 
 import sys
 
-from tlhelpers.cli import main
+from tlhelpers.course.prefetch import main
 
 sys.exit(main())

@@ -1,0 +1,251 @@
+"""Stop and resume: the state of a run in one file that is never half written, and that cannot run code.
+
+The file is what `torch.save` writes: a zip of tensors with a CRC-32 each.  It is read with
+`torch.load(..., weights_only=True)`, which knows tensors and plain values and nothing else.
+"""
+
+import os
+import signal
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+
+from tlhelpers.training.distributed import Team
+from tlhelpers.training.progress import Run
+
+FORMAT = "tlhelpers checkpoint 1"
+
+
+class Damaged(Exception):
+    """A file that is not whole."""
+
+
+class Checkpoint:
+    """The file that keeps a run, and the one before it (PATH.previous).
+
+    Args:
+        path: where; its folder is made.
+        run: what to keep.
+        choices: the arguments of `fit` that must be the same for a run to be continued, "epochs" among them.
+        team: the processes of the run; the first one writes.
+
+    If there is a file, the run goes to where it was; else its start is kept, so that a folder that
+    cannot be written shows at once.
+
+    Raises:
+        ValueError: damaged (and the previous file too), no checkpoint, unsafe, or of another run.
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, run: Run, choices: dict, team: Team) -> None:
+        self.path, self.run, self.plan, self.writes = Path(path), run, choices | run.plan(), team.rank == 0
+        kept = _read_latest(self.path)
+        team.wait()  # nobody writes before all have read
+        if kept is not None:
+            _check_same_plan(self.path, kept, self.plan)
+            run.load_state(kept)
+            if self.writes:
+                print(f"Continuing from {self.path} after {run}.")
+            else:
+                run.means.sums, run.means.examples = {}, 0  # the first process has counted them
+            return
+        if not self.writes:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write(self.path, self._state())
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint {self.path} cannot be written: {error}. Free some space, or give a path in a "
+                "folder that can be written"
+            ) from error
+
+    def save(self) -> None:
+        """Keep the run as it is now.  If that fails, warn: training matters more than its copy."""
+        try:
+            if self.writes:
+                write(self.path, self._state())
+        except OSError as error:
+            warnings.warn(
+                f"the checkpoint {self.path} could not be written after {self.run}: {error}. "
+                "The run goes on, and the file of before is still there; free some space or make the folder "
+                "writable, and the next epoch is kept again",
+                stacklevel=3,
+            )
+
+    def _state(self) -> dict:
+        return {"format": FORMAT, "plan": self.plan, **self.run.state()}
+
+
+def write(path: Path, state: dict) -> None:
+    """Replace a checkpoint: written beside it, flushed to the disk, read back, and only then renamed.
+
+    At every moment there is a whole file under PATH, or (between the two renames) under PATH.partial.
+
+    Raises:
+        OSError: no space, no permission, or the disk gives back something else.
+        ValueError: the state holds something other than tensors and plain values.
+    """
+    partial, previous = _beside(path, "partial"), _beside(path, "previous")
+    with partial.open("wb") as file:
+        sink = _Sink(file)
+        try:
+            torch.save(state, sink)
+        except RuntimeError as error:  # torch's words when a write fails; the reason is in the sink
+            raise sink.error or error from None
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        read(partial, into_memory=False)
+    except Damaged as error:
+        raise OSError(f"what was written to {partial} cannot be read back ({error}); is the disk failing?") from None
+    if path.exists():
+        os.replace(path, previous)
+    else:
+        previous.unlink(missing_ok=True)  # of an earlier run, whose file was deleted
+    os.replace(partial, path)
+    _flush_folder(path.parent)
+
+
+def read(path: Path, *, into_memory: bool = True) -> dict:
+    """The state in a checkpoint, on the CPU, after every checksum in it was compared.
+
+    Raises:
+        Damaged: the file is not whole, or not of this kind.
+        ValueError: it holds more than tensors and plain values; nothing of it was run.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise Damaged("its parts are compressed, which torch never does")
+            if bad := archive.testzip():
+                raise Damaged(f"the checksum of {bad} is wrong")
+    except (OSError, Damaged) as error:
+        raise (error if isinstance(error, Damaged | PermissionError) else Damaged(str(error))) from None
+    except Exception as error:  # zipfile raises half a dozen kinds for files that are not whole
+        raise Damaged(str(error)) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=not into_memory)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it holds more than tensors and plain values, and could run code. Nothing of it "
+            f"was run. Delete it if you do not know where it is from. ({str(error).splitlines()[0]})"
+        ) from None
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise Damaged(str(error).splitlines()[0]) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} was not written by fit(..., checkpoint=...); give another path")
+    return state
+
+
+def _read_latest(path: Path) -> dict | None:
+    """The state to continue from; None for a fresh start."""
+    partial, previous = _beside(path, "partial"), _beside(path, "previous")
+    if not path.exists():
+        try:  # killed between the two renames?
+            read(partial)
+        except (Damaged, FileNotFoundError):
+            return None
+        os.replace(partial, path)
+    try:
+        return read(path)
+    except Damaged as error:
+        reason = error
+    try:
+        state = read(previous)
+    except Damaged:
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({reason}), and there is no {previous.name} in its place. "
+            "Delete the file to start anew, or give another path"
+        ) from None
+    print(f"{path} is damaged ({reason}); taking {previous.name}, which is one save older.")
+    return state
+
+
+def _check_same_plan(path: Path, kept: dict, plan: dict) -> None:
+    """Refuse to continue a run with other settings, and say with which."""
+    done, kept, plan = len(kept["history"]), _flat(kept["plan"]), _flat(plan)
+    if done > plan["epochs"]:
+        raise ValueError(f"{path} holds {done} epochs, more than epochs={plan['epochs']}; give another path")
+    if plan.get("schedule") is None and kept.get("schedule") is None:
+        # Without a schedule a longer run begins like a shorter one.
+        kept["epochs"] = plan["epochs"] = max(kept["epochs"], plan["epochs"])
+    different = [name for name in {**kept, **plan} if kept.get(name) != plan.get(name)]
+    if not different:
+        return
+    lines = [f"  {name}: {kept.get(name)} in the file, {plan.get(name)} here" for name in different[:5]]
+    lines += [f"  and {len(different) - 5} more"] if len(different) > 5 else []
+    if "epochs" in different:
+        lines.append("  (The schedule depends on the number of epochs: all steps would have had other rates.)")
+    lines.append("Repeat the call that wrote the file, or start anew with another path or after deleting it.")
+    raise ValueError("\n".join([f"{path} belongs to another run:", *lines]))
+
+
+def _flat(plan: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} as {"a b": 1}."""
+    flat = {}
+    for name, value in plan.items():
+        flat |= _flat(value, f"{prefix}{name} ") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+@contextmanager
+def stop_button(active: bool) -> Iterator[Callable[[], bool]]:
+    """Within it, the first Ctrl-C (the notebook's stop button) is only noted; the second interrupts as ever.
+
+    Yields a function that says whether it was pressed.  Does nothing when not active, outside the
+    main thread, or where the program has its own way with Ctrl-C.
+    """
+    pressed = False
+
+    def note(_number, _frame) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    active = active and threading.current_thread() is threading.main_thread()
+    active = active and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if active:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        if active:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Sink:
+    """A file for `torch.save` that remembers why a write failed: torch's own message does not say."""
+
+    def __init__(self, file) -> None:
+        self.file, self.error = file, None
+
+    def write(self, data) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f"{path.name}.{ending}")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,160 @@
+"""A batch in pieces: over several processes, on `accelerate`, and over time when it is too large for memory.
+
+Start the same program with `accelerate launch --multi_gpu --num_processes 2 program.py` (on CPUs too:
+accelerate starts only one process there without it), on several machines with
+`--num_machines`, `--machine_rank` and `--main_process_ip` as well, or in a notebook with
+`accelerate.notebook_launcher(function, num_processes=2)`; `fit` and `evaluate` notice it by themselves,
+and the group of processes is left when Python ends.
+Every process needs the same loaders and takes its share of each batch, so that the loss of the whole
+batch is what one process would have, up to rounding.  What is computed over a batch is not: BatchNorm,
+or a distance between two domains, sees one piece at a time.
+"""
+
+import atexit
+import os
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tlhelpers.training.progress import Means
+from tlhelpers.runtime import batch_size
+
+Result = TypeVar("Result")
+
+
+class Team:
+    """The processes that train together: one, as a rule.
+
+    Attributes:
+        size: how many.
+        rank: which of them this is, from 0.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.size, self.rank = 1, 0
+        if torch.distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # It takes a second to import, and one process has no use for it.
+            from accelerate import Accelerator, DistributedDataParallelKwargs
+
+            # Some objectives leave parameters out, such as the head of a task with weight 0.
+            options = DistributedDataParallelKwargs(find_unused_parameters=True)
+            if not torch.distributed.is_initialized():
+                atexit.register(_end_group)
+            self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[options])
+            self.size, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
+
+    def begin_epoch(self) -> None:
+        """Let all draw what the first draws, so that their loaders agree."""
+        if self.size > 1:
+            from accelerate.utils import synchronize_rng_states
+
+            synchronize_rng_states(["torch"])
+
+    def joined(self, objective: Callable, model: nn.Module, trainable: list[Tensor]) -> Callable:
+        """The objective as `(batch, last) -> dict`; the backward pass of the last piece joins the gradients of all."""
+        if self.size == 1:
+            return lambda batch, _last: objective(model, batch)
+        wrapped = self.accelerator.prepare_model(_Step(objective, model, trainable))
+
+        def step(batch, last: bool) -> dict[str, Tensor]:
+            with nullcontext() if last else wrapped.no_sync():
+                return wrapped(batch)
+
+        return step
+
+    def share(self, batch, accumulate: int) -> list[tuple]:
+        """The pieces of a batch that this process works on: (piece, its part of the gradient, examples in it).
+
+        The parts are such that the mean over processes of the sum over pieces is the mean over the
+        batch.  A batch of fewer examples than pieces leaves some empty; they are left out, but a
+        process takes part in every step, if need be with a part of 0.
+        """
+        if self.size == accumulate == 1:
+            return [(batch, None, batch_size(batch))]
+        pieces = cut(batch, self.size * accumulate)[self.rank * accumulate :][:accumulate]
+        sizes, total = [batch_size(piece) for piece in pieces], batch_size(batch)
+        mine = [(piece, self.size * n / total, n) for piece, n in zip(pieces, sizes, strict=True) if n]
+        return mine or [(batch, 0.0, 0)]
+
+    def total(self, means: Means) -> None:
+        """Add up what all have counted."""
+        if self.size > 1:
+            counted = torch.tensor(float(means.examples), dtype=torch.float64)
+            device = next(iter(means.sums.values())).device if means.sums else counted.device
+            everything = self.accelerator.reduce({**means.sums, "": counted.to(device)}, "sum")
+            means.examples, means.sums = int(everything.pop("")), everything
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Give all the running statistics of the first process."""
+        if self.size > 1:
+            from accelerate.utils import broadcast
+
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer))
+
+
+def _end_group() -> None:
+    """Leave the group that a `Team` has begun, before Python ends.
+
+    A thread of the group that drops a tensor while Python ends aborts the process
+    (https://github.com/pytorch/pytorch/issues/190489): seldom, after all the work is done.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class _Step(nn.Module):
+    """Objective and model in one module, with what else is trainable: the form that accelerate can wrap."""
+
+    def __init__(self, objective: Callable, model: nn.Module, trainable: list[Tensor]) -> None:
+        super().__init__()
+        self.objective, self.model = objective, model
+        inside = {id(p) for p in model.parameters()}
+        self.outside = nn.ParameterList(p for p in trainable if id(p) not in inside)
+
+    def forward(self, batch) -> dict[str, Tensor]:
+        return self.objective(self.model, batch)
+
+
+def cut(batch, pieces: int) -> list:
+    """A batch (tensors, nested in tuples, lists and dicts) in equal pieces, the first perhaps with one example more."""
+    if isinstance(batch, Tensor):
+        return list(batch.tensor_split(pieces))
+    if isinstance(batch, Mapping):
+        parts = {key: cut(value, pieces) for key, value in batch.items()}
+        return [{key: part[k] for key, part in parts.items()} for k in range(pieces)]
+    return list(zip(*(cut(value, pieces) for value in batch), strict=True))
+
+
+def halve_until_it_fits(train: Callable[[int], Result], batch_size: int) -> Result:
+    """`train(batch_size)`, again with half of it whenever memory runs out, and says so.
+
+    On `accelerate.utils.find_executable_batch_size`, which frees the memory in between.  `train` must
+    make its model and optimizer anew.  To keep the result what it was, give `fit` the same batches and
+    let it work on them in pieces: `accumulate=whole // batch_size`.
+
+    Raises:
+        RuntimeError: not even one example fits.
+    """
+    from accelerate.utils import find_executable_batch_size
+
+    tried = batch_size
+
+    def half() -> int:
+        nonlocal tried
+        print(f"Out of memory with {tried} examples at a time; trying {tried // 2}.")
+        tried //= 2
+        return tried
+
+    def attempt(batch_size: int) -> Result:
+        return train(batch_size)
+
+    return find_executable_batch_size(attempt, starting_batch_size=batch_size, reduce_batch_size_fn=half)()

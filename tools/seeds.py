@@ -1,0 +1,125 @@
+"""Run the pages with other seeds and name every claim that fails: `python -m tools.seeds [PAGE ...]`.
+
+Each page runs in a fresh kernel under `TLHELPERS_SEED`, which shifts the seeds of everything that draws
+at random (`runtime.shifted`).  A cell that fails is reported and the page goes on, so that one run shows all.
+Pages are not written.  A check that a live number equals, or falls near, a recorded one *of the same
+seed* is a claim about seed 0 alone; such a check fails here, and the report shows it as what it is.
+With two seeds or more, every claim whose value lies nearer to its bound than three standard deviations
+between seeds is named too: the value of a page is a mean over its own seeds, so the spread of that value is
+its standard error.  A spread of 0 belongs to what is recorded or exact.  `--table PATH` writes all claims.
+Run it from the top folder.  The exit status is 1 if a cell failed.
+"""
+
+import argparse
+import itertools
+import math
+import os
+import re
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nbformat
+
+from tools.pages import PageClient
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# As `checks.claim` prints it.
+CLAIM = re.compile(r"^\N{CHECK MARK} (.+): (\S+) \((at (?:least|most) .+)\)$", re.MULTILINE)
+BOUND = re.compile(r"at (least|most) (\S+)")
+LEAST_MARGIN = 3  # standard errors; another machine rounds otherwise, and must not turn a claim red
+
+
+def run(path: Path, seed: int) -> tuple[list[str], dict[str, tuple[float, str]]]:
+    """Run one page with `TLHELPERS_SEED`.
+
+    Returns:
+        "cell N: the error" for every cell that fails, and claim -> (its value, its bounds in words).
+    """
+    page = nbformat.read(path, as_version=4)
+    client = PageClient(
+        page,
+        timeout=600,
+        kernel_name="python3",
+        allow_errors=True,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute(env=os.environ | {"TLHELPERS_SEED": str(seed)})
+    outputs = [(number, out) for number, cell in enumerate(page.cells) for out in cell.get("outputs", [])]
+    meant = {n for n, cell in enumerate(page.cells) if "raises-exception" in cell.metadata.get("tags", [])}
+    failed = [(n, out) for n, out in outputs if out.output_type == "error" and n not in meant]
+    said = "\n".join(out.text for _, out in outputs if out.output_type == "stream" and out.name == "stdout")
+    claims = {text: (float(value), bounds) for text, value, bounds in CLAIM.findall(said)}
+    return [f"cell {n}: {out.ename}: {COLOUR.sub('', out.evalue)}" for n, out in failed], claims
+
+
+def margin(values: list[float], bounds: str) -> float:
+    """Standard deviations between the mean of the values and the nearest bound; infinite if they are all equal."""
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    limits = [(kind, float(limit)) for kind, limit in BOUND.findall(bounds)]
+    rooms = [mean - limit if kind == "least" else limit - mean for kind, limit in limits]
+    return min(rooms) / spread if spread else math.inf
+
+
+def rows_of(page: str, runs: list[dict[str, tuple[float, str]]]) -> list[tuple[str, str, str, list[float], float]]:
+    """(page, claim, bounds, values, margin) for every claim that all runs made with the same bounds."""
+    rows = []
+    for text, (_, bounds) in runs[0].items():
+        if all(text in run and run[text][1] == bounds for run in runs):
+            values = [run[text][0] for run in runs]
+            rows.append((page, text, bounds, values, margin(values, bounds)))
+    return rows
+
+
+def as_markdown(rows: list[tuple[str, str, str, list[float], float]], seeds: list[int]) -> str:
+    """The claims that move with the seeds, the tightest first, and how many do not move."""
+    moving = sorted((row for row in rows if math.isfinite(row[4])), key=lambda row: row[4])
+    lines = [
+        "# Margins",
+        "",
+        "Written by `make test-seeds`: every claim of every page that moves with the seeds, under "
+        f"`TLHELPERS_SEED` = {', '.join(map(str, seeds))}. The value of a page is mostly a mean over seeds of its "
+        "own, so the standard deviation between these runs is its standard error; the margin is the distance from "
+        "the mean of the runs to the nearest bound, in standard errors. "
+        f"{len(rows) - len(moving)} more claims do not move: they are exact, or about recorded runs.",
+        "",
+        "| page | claim | bound | mean | standard error | margin |",
+        "|---|---|---|---|---|---|",
+    ]
+    for page, text, bounds, values, room in moving:
+        what = text.replace("|", "\\|")
+        mean, spread = statistics.mean(values), statistics.stdev(values)
+        lines.append(f"| {page[:2]} | {what} | {bounds} | {mean:.3g} | {spread:.2g} | {room:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="*", type=Path, help="notebook files; all of notebooks/ when none is named")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="values of TLHELPERS_SEED")
+    parser.add_argument("--table", type=Path, help="write the margins of all claims to this Markdown file")
+    parser.add_argument("--jobs", type=int, default=1, help="pages that run at a time")
+    asked = parser.parse_args()
+    pages, count, rows = asked.pages or sorted(Path("notebooks").glob("[0-9]*.ipynb")), 0, []
+    with ProcessPoolExecutor(asked.jobs) as pool:
+        answers = pool.map(run, *zip(*itertools.product(pages, asked.seeds), strict=True))
+        for path in pages:
+            runs = []
+            for seed in asked.seeds:
+                found, claims = next(answers)
+                runs.append(claims)
+                count += len(found)
+                print(f"{path.name}, seed {seed}: {len(found)} cells failed", *found, sep="\n    ", flush=True)
+            of_page = rows_of(path.name, runs) if len(runs) > 1 else []
+            for _, text, bounds, values, room in (row for row in of_page if row[4] < LEAST_MARGIN):
+                shown = ", ".join(f"{value:g}" for value in values)
+                print(f"    margin {room:.1f}: {text}: {shown} ({bounds})", flush=True)
+            rows += of_page
+    if asked.table:
+        asked.table.write_text(as_markdown(rows, asked.seeds), "utf-8")
+    return int(count > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
