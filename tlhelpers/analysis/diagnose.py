@@ -1,11 +1,10 @@
 """Checks that find silent mistakes in a training program; each is a pure function of what it is given.
 
 None of them changes the model, its training flags or the random numbers that come after it: what must
-run in training mode runs on a copy.  Page 14 shows for each the mistakes that it catches.
+run in training mode runs on a copy.  The bug clinic shows for each the mistakes that it catches.
 """
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -126,27 +125,6 @@ def saved_graph_bytes(model: nn.Module, x: Tensor) -> int:
         output = model(x)
     del output
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def overlap(train_x: Tensor, test_x: Tensor) -> Tensor:
-    """Rows of `test_x` [M, ...] whose content is also in `train_x` [N, ...], int64 [K], by hash.
-
-    Exact copies only: a resized or re-encoded copy has another hash.
-
-    Raises:
-        ValueError: rows of different shape or type, which could never be equal.
-    """
-    if train_x.shape[1:] != test_x.shape[1:] or train_x.dtype != test_x.dtype:
-        raise ValueError(
-            f"rows {list(train_x.shape[1:])} {train_x.dtype} and {list(test_x.shape[1:])} {test_x.dtype} can never "
-            "be equal; compare both before any transform"
-        )
-    seen = {_digest(row) for row in train_x}
-    return torch.tensor([i for i, row in enumerate(test_x) if _digest(row) in seen], dtype=torch.int64)
-
-
-def _digest(row: Tensor) -> bytes:
-    return hashlib.sha256(row.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()).digest()
 
 
 def input_shift(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

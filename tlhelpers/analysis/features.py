@@ -1,27 +1,26 @@
-"""Run a frozen body once, keep what comes out, and put a simple classifier on top."""
+"""Run a frozen body once, and keep what comes out: in memory, in a cache on disk, or in a file larger than memory."""
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+from numpy.lib.format import open_memmap
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tlhelpers.data.examples import Examples, as_float
+from tlhelpers.files import atomic
 from tlhelpers.models.backbones import Backbone
-from tlhelpers.data.examples import Part, as_float
-from tlhelpers.runtime import autocast, cache_dir, mixed_precision, pick_device
-from tlhelpers.tensor_files import keep_tensor, kept_tensor
+from tlhelpers.runtime import cache_dir, pick_device
+from tlhelpers.training.device import autocast
 
-C_GRID = (0.01, 0.1, 1.0)  # inverse strengths of the L2 penalty that `linear_probe` chooses from
+Body = Backbone | nn.Module
 
 
 @dataclass(frozen=True)
@@ -35,52 +34,21 @@ class Features:
         return len(self.y)
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """A classifier on features, and how it did.
-
-    Attributes:
-        accuracy: on the test features.
-        predictions: int64 [N] for the test features.
-        setting: the hyper-parameter in use (C of the penalty, or k neighbours).
-        weight, bias: the linear layer [C, D], [C] that gives the same decisions on raw features, so
-            that `nn.Linear` can start from it (LP-FT); None for k-NN.
-    """
-
-    accuracy: float
-    predictions: Tensor
-    setting: float
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-
-    def as_layer(self) -> nn.Linear:
-        """A new linear layer [N, D] -> [N, C] that decides as this probe does.
-
-        Raises:
-            ValueError: the probe is not linear (k-NN).
-        """
-        if self.weight is None:
-            raise ValueError("a k-NN probe has no weights; only linear_probe gives a layer")
-        layer = nn.Linear(self.weight.shape[1], self.weight.shape[0])
-        with torch.no_grad():
-            layer.weight.copy_(self.weight)
-            layer.bias.copy_(self.bias)
-        return layer
-
-
 def extract_features(
-    backbone: Backbone,
-    part: Part,
+    body: Body,
+    examples: Examples,
     *,
     layer: str | None = None,
     batch_size: int = 256,
     device: torch.device | None = None,
 ) -> Features:
-    """Features of every example, in order, from the body in eval mode and without gradients.
+    """Features of every example, in order, on the CPU; from the body in eval mode and without gradients.
 
-    On a GPU the body runs in reduced precision, as it does under `fit`.
+    On a GPU the body runs in reduced precision, as it does under `fit`.  Afterwards it is where it was, and in
+    the mode in which it was.
 
     Args:
+        body: a `Backbone`, or any module that takes what the examples hold.
         layer: name of a submodule whose output is taken instead, averaged over positions if it is
             a feature map [N, D, H, W]; the body's own output when None.
 
@@ -88,33 +56,53 @@ def extract_features(
         ValueError: no such submodule, one that does not run exactly once per pass, or an output that
             is neither [N, D] nor [N, D, H, W].
     """
-    with feature_function(backbone, layer=layer, device=device) as outputs:
-        return Features(torch.cat([outputs(x) for x in part.x.split(batch_size)]), part.y)
+    with feature_function(body, layer=layer, device=device) as features_of:
+        return Features(torch.cat([features_of(x) for x in examples.x.split(batch_size)]), examples.y)
 
 
 @contextmanager
 def feature_function(
-    backbone: Backbone, *, layer: str | None = None, device: torch.device | None = None
+    body: Body, *, layer: str | None = None, device: torch.device | None = None
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    """What `extract_features` does to one batch: raw inputs [n, ...] to features float32 [n, D] on the CPU."""
+    """What `extract_features` does to one batch: inputs [n, ...] to features float32 [n, D] on the CPU."""
     device = device or pick_device()
-    module = backbone.module.to(device).eval()
+    module = _module(body)
     caught: list[Tensor] = []
-    hook = _layer(module, layer).register_forward_hook(lambda _module, _inputs, output: caught.append(output))
 
     @torch.inference_mode()
-    def outputs(x: Tensor) -> Tensor:
+    def features_of(x: Tensor) -> Tensor:
         caught.clear()
-        with autocast(device, mixed_precision(device)):
-            module(backbone.transform(as_float(x.to(device))))
+        with autocast(device):
+            module(as_float(x.to(device)))
         if len(caught) != 1:
             raise ValueError(f"layer {layer!r} runs {len(caught)} times per pass; take one that runs once")
         return _flat(caught[0]).float().cpu()
 
+    with _visiting(module, device):
+        hook = _layer(module, layer).register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+        try:
+            yield features_of
+        finally:
+            hook.remove()
+
+
+@contextmanager
+def _visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module on a device and in eval mode, and then as it was before."""
+    tensors = [*module.parameters(), *module.buffers()]
+    home = tensors[0].device if tensors else device
+    flags = [(part, part.training) for part in module.modules()]
+    module.to(device).eval()
     try:
-        yield outputs
+        yield
     finally:
-        hook.remove()
+        module.to(home)
+        for part, training in flags:
+            part.training = training
+
+
+def _module(body: Body) -> nn.Module:
+    return body.module if isinstance(body, Backbone) else body
 
 
 def _layer(module: nn.Module, name: str | None) -> nn.Module:
@@ -135,12 +123,12 @@ def _flat(output: Tensor) -> Tensor:
 
 
 def cached_features(
-    backbone: Backbone, part: Part, *, layer: str | None = None, folder: Path | None = None
+    body: Body, examples: Examples, *, layer: str | None = None, folder: Path | None = None
 ) -> Features:
-    """`extract_features`, kept on disk.  A kept file that is damaged is made anew, with a warning.
+    """`extract_features`, kept on disk.  A file that is damaged is made anew, with a warning.
 
-    The key covers the part (name, indices, the inputs themselves, what was done to them) and the
-    body (layers, weights, transform): whatever changes, a stale file is never read.
+    The key covers the examples (name, indices, the inputs themselves, what was done to them) and the
+    body (layers, weights, normalisation): whatever changes, a stale file is never read.
 
     Args:
         folder: where to keep the files; `runtime.cache_dir() / "features"` when None.
@@ -149,15 +137,15 @@ def cached_features(
     and not the features.
     """
     folder = folder or cache_dir() / "features"
-    path = folder / f"{feature_key(backbone, part, layer)}.safetensors"
+    path = folder / f"{feature_key(body, examples, layer)}.safetensors"
     if path.exists():
         try:
-            return Features(kept_tensor(path, len(part)), part.y)
+            return Features(read_tensor(path, rows=len(examples)), examples.y)
         except (OSError, SafetensorError, ValueError) as error:
             warnings.warn(f"{path} cannot be used ({error}); its features are computed again", stacklevel=2)
-    features = extract_features(backbone, part, layer=layer)
+    features = extract_features(body, examples, layer=layer)
     try:
-        keep_tensor(path, features.x)
+        write_tensor(path, features.x)
     except (OSError, SafetensorError) as error:
         warnings.warn(
             f"cannot keep features in {folder} ({getattr(error, 'strerror', None) or error}); they will be computed "
@@ -167,92 +155,119 @@ def cached_features(
     return features
 
 
-def feature_key(backbone: Backbone, part: Part, layer: str | None) -> str:
+def feature_key(body: Body, examples: Examples, layer: str | None) -> str:
     """sha256 (hex) over everything that the features depend on."""
     digest = hashlib.sha256()
-    # The text of a module shows what its weights do not (which activation); a transform without a
-    # telling text (a lambda) shows by what it does to a few inputs.
-    texts = (part.name, part.transform, backbone.name, repr(backbone.transform), str(backbone.module), str(layer))
+    module = _module(body)
+    name = body.name if isinstance(body, Backbone) else ""
+    # The text of a module shows what its weights do not: which activation, which normalisation.
+    texts = (examples.name, examples.history, name, str(module), str(layer))
     digest.update("\0".join(texts).encode())
-    seen = backbone.transform(as_float(part.x[:8]))
-    tensors = {"rows": part.indices, "x": part.x, "seen": seen, **backbone.module.state_dict()}
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+    buffers = dict(module.named_buffers())  # those that no state dict has, too
+    tensors = {"rows": examples.indices, "x": examples.x, **module.state_dict(), **buffers}
+    for key, tensor in tensors.items():
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def linear_probe(train: Features, test: Features, *, validation: Features | None = None, C: float = 0.1) -> ProbeResult:
-    """Logistic regression on standardised features (scikit-learn, L-BFGS).
+def write_tensor(path: Path, x: Tensor) -> None:
+    """Write a tensor of the CPU with its sha256, all or nothing.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written; nothing is left behind.
+    """
+    with atomic(path) as temporary:
+        save_file({"x": x}, temporary, {"sha256": _digest(x)})
+
+
+def read_tensor(path: Path, *, rows: int) -> Tensor:
+    """The tensor in a file of `write_tensor`.
+
+    Raises:
+        ValueError: it is not what was written, or not as long as `rows`.
+        OSError, SafetensorError: the file cannot be read.
+    """
+    with safe_open(path, "pt") as file:
+        x = file.get_tensor("x")
+        written = (file.metadata() or {}).get("sha256")
+    if _digest(x) != written or len(x) != rows:
+        raise ValueError(f"it does not hold the {rows} rows that were written")
+    return x
+
+
+def _digest(x: Tensor) -> str:
+    return hashlib.sha256(x.contiguous().numpy().data).hexdigest()
+
+
+def stream_features(
+    body: Body,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    path: Path,
+    *,
+    rows: int,
+    layer: str | None = None,
+    device: torch.device | None = None,
+) -> Features:
+    """`extract_features` for a loader instead of examples in memory; in memory is one batch at a time.
+
+    The result is mapped: indexing it reads rows from the file.  To train on it without loading it, draw
+    minibatches: `TensorLoader` does on a CPU, `DataLoader(TensorDataset(features.x, features.y))` for a GPU.
 
     Args:
-        validation: if given, C is the best of `C_GRID` on it (the first of equals); `C` is ignored.
-        C: inverse strength of the L2 penalty.
+        batches: inputs [n, ...] as `Examples` hold them, and labels int64 [n].
+        path: the NumPy file (.npy) to write, float32 [rows, D]; the labels go beside it, to NAME.labels.npy.
+            Both appear when they are complete, and replace older ones.
+        rows: examples in all, such as `len(loader.dataset)`.
+        layer: as for `extract_features`.
 
     Raises:
-        ValueError: features that are not [N, D] with N, D >= 1, labels that are not int64 [N] from 0 on, NaN or
-            infinite features, a single class in `train`, or C that is not a positive number.
+        ValueError: the batches do not add up to `rows`; then nothing is left behind.
     """
-    _check_probe(train, test)
-    scaler = StandardScaler().fit(train.x)
-    fits = [_logistic(scaler, train, c) for c in (C_GRID if validation is not None else (C,))]
-    if validation is not None:
-        inputs = scaler.transform(validation.x)
-        fits.sort(key=lambda fit: -fit.score(inputs, validation.y))  # sort is stable
-    best = fits[0]
-    predictions = torch.from_numpy(best.predict(scaler.transform(test.x))).long()
-    weight, bias = _on_raw_features(best, scaler, classes=int(train.y.max()) + 1)
-    accuracy = float((predictions == test.y).float().mean())
-    return ProbeResult(accuracy, predictions, best.C, weight, bias)
+    with ExitStack() as stack:
+        labels_file = stack.enter_context(atomic(_labels_beside(path)))
+        features_file = stack.enter_context(atomic(path))
+        features_of = stack.enter_context(feature_function(body, layer=layer, device=device))
+        labels = open_memmap(labels_file, "w+", np.int64, (rows,))
+        features = None
+        seen = 0
+        for x, y in batches:
+            block = features_of(x)
+            if features is None:
+                features = open_memmap(features_file, "w+", np.float32, (rows, block.shape[1]))
+            end = seen + len(block)
+            if end > rows or len(y) != len(block):
+                raise ValueError(f"rows={rows}, but the batches hold {end} or more; give the number of examples")
+            features[seen:end] = block.numpy()
+            labels[seen:end] = y.cpu().numpy()
+            seen = end
+        if seen < rows or features is None:
+            raise ValueError(f"rows={rows}, but the batches hold {seen}; give the number of examples")
+        features.flush()
+        labels.flush()
+    return open_features(path)
 
 
-def _logistic(scaler: StandardScaler, train: Features, C: float) -> LogisticRegression:
-    # One thread: these problems are small, and BLAS threads would fight with torch's for the cores.
-    with threadpool_limits(1):
-        return LogisticRegression(C=C, max_iter=1000).fit(scaler.transform(train.x), train.y)
-
-
-def _on_raw_features(fit: LogisticRegression, scaler: StandardScaler, classes: int) -> tuple[Tensor, Tensor]:
-    """Fold the standardisation into the layer: w.(x-m)/s + b = (w/s).x + (b - (w/s).m)."""
-    coef, intercept = fit.coef_, fit.intercept_
-    if len(fit.classes_) == 2:  # scikit-learn keeps one row for two classes
-        coef, intercept = np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-    weight = torch.zeros(classes, coef.shape[1])
-    bias = torch.full((classes,), -1e4)  # a class without examples is never the answer
-    rows = torch.from_numpy(fit.classes_)
-    weight[rows] = torch.from_numpy(coef / scaler.scale_).float()
-    bias[rows] = torch.from_numpy(intercept - (coef / scaler.scale_) @ scaler.mean_).float()
-    return weight, bias
-
-
-def knn_probe(train: Features, test: Features, *, k: int = 1) -> ProbeResult:
-    """Majority label of the k nearest training features by cosine similarity.
+def open_features(path: Path) -> Features:
+    """The features in the files of `stream_features`, mapped into memory.
 
     Raises:
-        ValueError: k outside 1..len(train), NaN features, or a single class in `train`.
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or another file.
     """
-    _check_probe(train, test)
-    if not 1 <= k <= len(train):
-        raise ValueError(f"k is {k}, but there are {len(train)} training examples; choose 1..{len(train)}")
-    with threadpool_limits(1):
-        neighbours = KNeighborsClassifier(k, metric="cosine").fit(train.x, train.y)
-        predictions = torch.from_numpy(neighbours.predict(test.x)).long()
-    return ProbeResult(float((predictions == test.y).float().mean()), predictions, k)
+    try:
+        # "c": what is read may be changed in memory, the file stays as it is (torch wants memory it may write).
+        x = np.load(path, mmap_mode="c", allow_pickle=False)
+        y = np.load(_labels_beside(path), mmap_mode="c", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} does not hold features ({error}); remove it and extract them again") from error
+    if x.ndim != 2 or x.dtype != np.float32 or y.shape != x.shape[:1] or y.dtype != np.int64:
+        raise ValueError(
+            f"{path} holds {x.dtype} {list(x.shape)} with labels {y.dtype} {list(y.shape)}, not float32 [N, D] with "
+            "int64 [N]; remove it and extract the features again"
+        )
+    return Features(torch.from_numpy(x), torch.from_numpy(y))
 
 
-def _check_probe(train: Features, test: Features) -> None:
-    for name, features in [("train", train), ("test", test)]:
-        x, y = features.x, features.y
-        if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1] or y.dtype != torch.int64 or int(y.min()) < 0:
-            raise ValueError(
-                f"the {name} features {list(x.shape)} and labels {y.dtype} {list(y.shape)} must be [N, D] and "
-                "int64 [N], at least one example, with labels from 0 on"
-            )
-        if not torch.isfinite(features.x).all():
-            raise ValueError(
-                f"the {name} features hold NaN or infinity; look at the inputs and at the body's transform"
-            )
-    if train.x.shape[1] != test.x.shape[1]:
-        raise ValueError(f"train has {train.x.shape[1]} features, test {test.x.shape[1]}; use one body for both")
-    if len(train.y.unique()) < 2:
-        raise ValueError("the training labels hold a single class; a classifier needs at least two")
+def _labels_beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.labels.npy")

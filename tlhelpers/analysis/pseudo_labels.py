@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tlhelpers.analysis.features import Features, ProbeResult, linear_probe
-from tlhelpers.analysis.transferability import check_domains
+from tlhelpers.analysis.features import Features
+from tlhelpers.analysis.probes import Probe, fit_probe
+from tlhelpers.objectives.adaptation import check_domains
 
 
 def class_prototypes(features: Features) -> Tensor:
@@ -67,7 +68,9 @@ def spherical_kmeans(unlabelled: Tensor, start: Tensor, *, passes: int = 30) -> 
             f"{len(unlabelled)} rows for {len(start)} clusters in passes={passes}: give at least one row per "
             "cluster and one pass"
         )
-    rows, prototypes, before = F.normalize(unlabelled), F.normalize(start), None
+    rows = F.normalize(unlabelled)
+    prototypes = F.normalize(start)
+    before = None
     for _ in range(passes):
         chosen = nearest_prototype(rows, prototypes)
         if before is not None and torch.equal(chosen, before):
@@ -84,13 +87,12 @@ class SelfTraining:
     """What `self_training` gives back.
 
     Attributes:
-        probe: the last classifier; its `predictions` are for the unlabelled rows, its `accuracy` is
-            against pseudo-labels, so no measure of anything: score `weight` and `bias` on a test part.
-        kept: per round, how many unlabelled rows were confident enough to be learnt from.
+        probe: the last classifier.
+        confident: per round, how many unlabelled rows were confident enough to be learnt from.
     """
 
-    probe: ProbeResult
-    kept: tuple[int, ...]
+    probe: Probe
+    confident: tuple[int, ...]
 
 
 def self_training(
@@ -114,12 +116,12 @@ def self_training(
     check_domains(source.x, unlabelled, least=1)
     if not 0 < confidence <= 1 or rounds < 1:
         raise ValueError(f"confidence={confidence} must be in (0, 1], and rounds={rounds} at least 1")
-    nobody_knows = Features(unlabelled, torch.zeros(len(unlabelled), dtype=torch.int64))
-    probe, kept = linear_probe(source, nobody_knows, C=C), []
+    probe = fit_probe(source, C=C)
+    confident = []
     for _ in range(rounds):
         sure, label = F.linear(unlabelled, probe.weight, probe.bias).softmax(1).max(1)
         rows = sure >= confidence
-        kept.append(int(rows.sum()))
+        confident.append(int(rows.sum()))
         both = Features(torch.cat([source.x, unlabelled[rows]]), torch.cat([source.y, label[rows]]))
-        probe = linear_probe(both, nobody_knows, C=C)
-    return SelfTraining(probe, tuple(kept))
+        probe = fit_probe(both, C=C)
+    return SelfTraining(probe, tuple(confident))

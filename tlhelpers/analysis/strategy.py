@@ -52,8 +52,8 @@ def recommend(
     """
     _check(labels_per_class, probe, pixels, steps)
     best = max(pixels, probe or 0.0)
-    found = f"{labels_per_class} label(s) per class; probe {'none' if probe is None else f'{probe:.2f}'}, "
-    start = f"{found}pixels {pixels:.2f}, {steps} steps"
+    body = "none" if probe is None else f"{probe:.2f}"
+    start = f"{labels_per_class} label(s) per class; probe {body}, pixels {pixels:.2f}, {steps} steps"
     if must_shrink and probe is not None and steps > 0:
         return Recommendation("distil", None, (start, "the body is too large: tune it, then let a small one copy it"))
     if steps == 0:

@@ -14,6 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from tlhelpers.objectives.adaptation import check_domains, squared_mmd
+from tlhelpers.runtime import shifted
+
 
 def proxy_a_distance(source: Tensor, target: Tensor, *, seed: int = 0) -> float:
     """2 * (1 - 2 * e), where e is the held-out error of a classifier that tells the domains apart.
@@ -25,14 +28,14 @@ def proxy_a_distance(source: Tensor, target: Tensor, *, seed: int = 0) -> float:
 
     Args:
         source, target: features [N, D] and [M, D].
-        seed: of the random halves.
+        seed: of the random halves; `TLHELPERS_SEED` shifts it.
 
     Raises:
         ValueError: other shapes, different D, fewer than 4 rows in one of them, or NaN.
     """
     check_domains(source, target, least=4)
     n = min(len(source), len(target)) // 2 * 2
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(shifted(seed))
     halves = [x[torch.randperm(len(x), generator=generator)[:n]].chunk(2) for x in (source, target)]
     folds = [torch.cat([halves[0][i], halves[1][i]]).numpy() for i in range(2)]
     domain = torch.arange(2).repeat_interleave(n // 2).numpy()
@@ -46,51 +49,8 @@ def proxy_a_distance(source: Tensor, target: Tensor, *, seed: int = 0) -> float:
 
 
 def mmd_distance(source: Tensor, target: Tensor, *, bandwidth: float | None = None) -> float:
-    """Squared maximum mean discrepancy with a Gaussian kernel, the unbiased estimate.
-
-    Gretton et al. 2012, "A kernel two-sample test", equation 3, with
-    k(a, b) = exp(-||a - b||^2 / (2 * bandwidth^2)).  Around 0 for two samples of one distribution,
-    and, being unbiased, sometimes below.
-
-    Args:
-        source, target: features [N, D] and [M, D].
-        bandwidth: of the kernel; the median distance between different rows of both when None.
-
-    Raises:
-        ValueError: other shapes, different D, fewer than 2 rows in one of them, NaN, or a bandwidth <= 0.
-    """
+    """`objectives.squared_mmd` as a number, computed in float64; arguments and errors as there."""
     return float(squared_mmd(source.double(), target.double(), bandwidth=bandwidth))
-
-
-def squared_mmd(source: Tensor, target: Tensor, *, bandwidth: float | None = None) -> Tensor:
-    """`mmd_distance` as a tensor, with gradients to both samples (none through a bandwidth of None)."""
-    check_domains(source, target, least=2)
-    n, m = len(source), len(target)
-    both = torch.cat([source, target])
-    both = both - both.detach().mean(0)  # distances stay, and lose fewer digits to cancellation
-    squared = torch.cdist(both, both).square()  # [N + M, N + M]
-    if bandwidth is None:
-        # float() waits for a GPU; the gradient leaves the bandwidth alone.
-        bandwidth = float(squared.detach()[tuple(torch.triu_indices(n + m, n + m, offset=1))].median().sqrt())
-    if not bandwidth > 0:
-        raise ValueError(f"the bandwidth is {bandwidth}; it must be positive (are all rows equal?)")
-    kernel = torch.exp(-squared / (2 * bandwidth**2))
-    within_source = (kernel[:n, :n].sum() - n) / (n * (n - 1))  # the diagonal is n ones
-    within_target = (kernel[n:, n:].sum() - m) / (m * (m - 1))
-    return within_source + within_target - 2 * kernel[:n, n:].mean()
-
-
-def check_domains(source: Tensor, target: Tensor, *, least: int) -> None:
-    """Refuse samples of features that are not [N, D] and [M, D] of one floating type, at least `least` rows, no NaN."""
-    if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
-        raise ValueError(f"features must be [N, D] and [M, D], not {list(source.shape)} and {list(target.shape)}")
-    if source.dtype != target.dtype or not source.is_floating_point():
-        raise ValueError(f"features {source.dtype} and {target.dtype} must be of one floating type; use .float()")
-    if min(len(source), len(target)) < least:
-        raise ValueError(f"{len(source)} and {len(target)} rows are too few; give at least {least} of each domain")
-    for name, x in [("source", source), ("target", target)]:
-        if x.is_cpu and not torch.isfinite(x).all():  # on a GPU, looking would wait at every step
-            raise ValueError(f"the {name} features hold NaN or infinity; look at the inputs and at the learning rate")
 
 
 def h_score(features: Tensor, labels: Tensor) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlhelpers.data.examples import Part, Splits
+from tlhelpers.data.examples import Examples, Splits
 
 MAX_PIXELS = 50_000_000  # per image; a few kilobytes can unpack to gigabytes
 HELD_OUT = 0.2  # share of the training images that becomes validation (and test) where the source has none
@@ -77,13 +77,13 @@ def read_folder(folder: Path, *, image_size: int | None = None, skip_unreadable:
                 raise ValueError(f"{place} holds the classes {_classes(place)}, training {classes}; make them equal")
             reading[split] = _read(place, classes, image_size)
             print(f"{place}: {reading[split]}")
-    broken = [name for part in reading.values() for name in part.unreadable]
+    broken = [name for files in reading.values() for name in files.unreadable]
     if broken and not skip_unreadable:
         raise ValueError(
             f"{len(broken)} files cannot be used ({', '.join(broken[:3])}, ...); they are listed above; "
             "remove them or pass skip_unreadable=True"
         )
-    parts = {split: _part(f"{folder.name}/{split}", part, classes) for split, part in reading.items()}
+    parts = {split: _examples(f"{folder.name}/{split}", files, classes) for split, files in reading.items()}
     for split in ("test", "validation"):
         if split not in parts:
             parts["train"], parts[split] = _hold_out(parts["train"], f"{folder.name}/{split}")
@@ -158,25 +158,27 @@ def decode(path: Path, image_size: int | None) -> tuple[Tensor, tuple[int, int],
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), size, was
 
 
-def _part(name: str, reading: Reading, classes: tuple[str, ...]) -> Part:
+def _examples(name: str, reading: Reading, classes: tuple[str, ...]) -> Examples:
     shapes = {tuple(image.shape[1:]) for image in reading.images}
     if len(shapes) > 1:
         raise ValueError(f"the images have {len(shapes)} sizes, {min(shapes)} to {max(shapes)}; give image_size=128")
     x, y = torch.stack(reading.images), torch.tensor(reading.labels)
-    return Part(name, x, y, classes, torch.arange(len(y)))
+    return Examples(name, x, y, classes, torch.arange(len(y)))
 
 
-def _hold_out(part: Part, name: str) -> tuple[Part, Part]:
+def _hold_out(examples: Examples, name: str) -> tuple[Examples, Examples]:
     """Split off a share of every class; equal images go to one side."""
-    generator, held = torch.Generator().manual_seed(0), []
+    generator = torch.Generator().manual_seed(0)
     first: dict[bytes, int] = {}
-    twin = torch.tensor([first.setdefault(image.numpy().tobytes(), i) for i, image in enumerate(part.x)])
-    for label in range(len(part.classes)):
-        originals = ((part.y == label) & (twin == torch.arange(len(twin)))).nonzero().flatten()
+    twin = torch.tensor([first.setdefault(image.numpy().tobytes(), i) for i, image in enumerate(examples.x)])
+    held_out = []
+    for label in range(len(examples.classes)):
+        originals = ((examples.y == label) & (twin == torch.arange(len(twin)))).nonzero().flatten()
         if len(originals) < 2:
-            raise ValueError(f"class {part.classes[label]!r} has {len(originals)} different image; give at least 3")
+            raise ValueError(f"class {examples.classes[label]!r} has {len(originals)} different image; give at least 3")
         wanted = max(1, round(HELD_OUT * len(originals)))
-        held.append(originals[torch.randperm(len(originals), generator=generator)[:wanted]])
-    out = torch.isin(twin, torch.cat(held))
-    rest, taken = part.take((~out).nonzero().flatten()), part.take(out.nonzero().flatten())
-    return rest, Part(name, taken.x, taken.y, taken.classes, taken.indices)
+        held_out.append(originals[torch.randperm(len(originals), generator=generator)[:wanted]])
+    out = torch.isin(twin, torch.cat(held_out))
+    rest = examples.take((~out).nonzero().flatten())
+    taken = examples.take(out.nonzero().flatten())
+    return rest, Examples(name, taken.x, taken.y, taken.classes, taken.indices)

@@ -2,7 +2,7 @@
 
 The source domain of the quick world.  Every font file is part of the matplotlib wheel, so the same
 pixels come out on every machine, offline.  A *master* is one clean 48x48 drawing; the data set is
-made of masters seen through `data.Jitter`, which bends, moves and blurs them.
+made of masters seen through `augment.Jitter`, which bends, moves and blurs them.
 
 Upper and lower case share a class where print alone cannot tell them apart at unknown size
 (C/c, O/o, ...): the 47-class merge of EMNIST (Cohen et al. 2017, "EMNIST: an extension of MNIST to
@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tlhelpers.data.augment import Jitter
+from tlhelpers.data.examples import Examples, Splits
 
 MASTER_SIZE = 48  # pixels; a third more than the 32 px canvas, so that enlarging does not blur
 INK_SIZE = 40  # pixels; the longer side of the character itself
@@ -37,6 +40,13 @@ ALL_CLASSES = tuple(
 # digits themselves, a pretrained body has never seen anything like a target class.
 DIGIT_LOOKALIKES = tuple("OILZEASTGBQDbqg")
 LETTER_CLASSES = tuple(c for c in ALL_CLASSES if not c.isdigit() and c not in DIGIT_LOOKALIKES)
+
+VALIDATION_FONTS = (6, 18)  # DejaVu Sans Mono Oblique, Computer Modern sans: no image of these in training
+TEST_FONTS = (11, 14)  # DejaVu Serif Bold Italic, STIX Italic
+TRAIN_FONTS = tuple(number for number in range(len(FONTS)) if number not in VALIDATION_FONTS + TEST_FONTS)
+
+# How printed characters are bent, moved and worn, in pretraining and in the held-out parts alike.
+GLYPH_JITTER = Jitter(degrees=15, scale=(0.6, 1.1), shear=0.3, bend=0.06, coarse=(9, 20), fade=0.4, noise=0.04)
 
 
 def character_class(character: str) -> str:
@@ -101,3 +111,30 @@ def draw_masters(
     if fonts is not None:
         keep &= torch.isin(font_numbers, torch.tensor(fonts))
     return images[keep], labels[keep]
+
+
+def glyph_masters(classes: tuple[str, ...] = ALL_CLASSES) -> Examples:
+    """Clean 48x48 drawings in the training fonts, to be varied by `GLYPH_JITTER` while training."""
+    x, y = draw_masters(classes, fonts=TRAIN_FONTS)
+    return Examples("glyphs/masters", x, y, classes, torch.arange(len(x)))
+
+
+def load_glyphs(classes: tuple[str, ...]) -> Splits:
+    """Printed characters 32x32, each part in fonts of its own: 100 / 20 / 40 images per class."""
+    parts = []
+    for seed, (split, fonts, per_class) in enumerate(
+        [("train", TRAIN_FONTS, 100), ("validation", VALIDATION_FONTS, 20), ("test", TEST_FONTS, 40)]
+    ):
+        generator = torch.Generator().manual_seed(seed)
+        x, y = draw_masters(classes, fonts=fonts)
+        rows = torch.cat([_draw_rows(y == label, per_class, generator) for label in range(len(classes))])
+        # Jitter blurs the first half of what it gets: in order of class, that would mark the classes.
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        images = GLYPH_JITTER(x[rows], generator)
+        parts.append(Examples(f"glyphs/{split}", images, y[rows], classes, torch.arange(len(rows))))
+    return Splits(*parts)
+
+
+def _draw_rows(members: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    rows = members.nonzero().flatten()
+    return rows[torch.randint(len(rows), (n,), generator=generator)]

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tlhelpers.data.examples import Part, Splits
+from tlhelpers.data.examples import Examples, Splits
+from tlhelpers.data.tokens import Tokens, load_tokens
+from tlhelpers.files import ASSETS
 from tlhelpers.runtime import cache_dir, shifted
-from tlhelpers.models.encoders import Tokens, load_tokens
 
-INTENTS = Path(__file__).parent / "assets" / "intents.tsv"
+INTENTS = ASSETS / "intents.tsv"
 HELD_OUT = {"validation": 4, "test": 12}  # messages per intent and register; the rest is for training
 
 
@@ -47,8 +48,10 @@ def read_table(path: Path, *columns: str) -> list[list[str]]:
     return [[row[rows[0].index(name)] for row in rows[1:]] for name in columns]
 
 
-def text_part(name: str, texts: Sequence[str], labels: Iterable[str], classes: Sequence[str], tokens: Tokens) -> Part:
-    """Texts and their labels, by name, as a `Part` with x = token ids int64 [N, L].
+def text_examples(
+    name: str, texts: Sequence[str], labels: Iterable[str], classes: Sequence[str], tokens: Tokens
+) -> Examples:
+    """Texts and their labels, by name, as `Examples` with x = token ids int64 [N, L].
 
     Raises:
         ValueError: a label that is none of the classes (the message names the nearest), or as `Tokens`.
@@ -60,7 +63,7 @@ def text_part(name: str, texts: Sequence[str], labels: Iterable[str], classes: S
             near = difflib.get_close_matches(label, list(classes), n=1) or list(classes)
             raise ValueError(f"{name}, row {row}: label {label!r} is unknown to the head; did you mean {near[0]!r}?")
     y = torch.tensor([numbers[label] for label in labels], dtype=torch.int64)
-    return Part(name, tokens(texts), y, tuple(classes), torch.arange(len(y)))
+    return Examples(name, tokens(texts), y, tuple(classes), torch.arange(len(y)))
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ class Messages:
     """All messages of the "intents" data set, before a split.
 
     Attributes:
-        texts: the messages; `part.indices` are their rows.
-        part: token ids and intents.
+        texts: the messages; `examples.indices` are their rows.
+        examples: token ids and intents.
         chat: bool [N], True for chat, False for mail.
         group: int64 [N]; messages of one group ask much the same thing.
     """
 
     texts: tuple[str, ...]
-    part: Part
+    examples: Examples
     chat: Tensor
     group: Tensor
 
@@ -83,9 +86,9 @@ class Messages:
 def load_messages(tokens: Tokens | None = None) -> Messages:
     """The 640 messages of assets/intents.tsv; `intents.json` beside it is the data card."""
     texts, intents, registers, groups = read_table(INTENTS, "text", "intent", "register", "group")
-    part = text_part("intents", texts, intents, sorted(set(intents)), tokens or load_tokens())
+    examples = text_examples("intents", texts, intents, sorted(set(intents)), tokens or load_tokens())
     chat = torch.tensor([register == "chat" for register in registers])
-    return Messages(tuple(texts), part, chat, torch.tensor([int(group) for group in groups]))
+    return Messages(tuple(texts), examples, chat, torch.tensor([int(group) for group in groups]))
 
 
 def split_messages(messages: Messages, *, seed: int = 0) -> Splits:
@@ -94,19 +97,19 @@ def split_messages(messages: Messages, *, seed: int = 0) -> Splits:
     The validation part is the same for every seed; the seed deals the rest, so that a spread over
     seeds covers the choice of the test messages too.
     """
-    place = torch.zeros(len(messages.part), dtype=torch.int64)  # 0 train, 1 validation, 2 test
+    place = torch.zeros(len(messages.examples), dtype=torch.int64)  # 0 train, 1 validation, 2 test
     for number, (name, deal) in enumerate([("validation", 0), ("test", shifted(seed) + 1)], start=1):
         generator = torch.Generator().manual_seed(deal)
-        room = torch.full((len(messages.part.classes), 2), HELD_OUT[name])
+        room = torch.full((len(messages.examples.classes), 2), HELD_OUT[name])
         groups = messages.group.unique()
         for group in groups[torch.randperm(len(groups), generator=generator)]:
             rows = (messages.group == group).nonzero().flatten()
-            label = messages.part.y[rows[0]]
+            label = messages.examples.y[rows[0]]
             need = torch.bincount(messages.chat[rows].long(), minlength=2)
             if place[rows[0]] == 0 and (need <= room[label]).all():
                 place[rows] = number
                 room[label] -= need
-    parts = [messages.part.take((place == number).nonzero().flatten()) for number in range(3)]
+    parts = [messages.examples.take((place == number).nonzero().flatten()) for number in range(3)]
     return Splits(*parts)
 
 
@@ -126,7 +129,7 @@ def load_sst2(tokens: Tokens | None = None) -> Splits:
             "TLHELPERS_CACHE to the folder that holds text/sst2"
         )
     train, test = (
-        text_part(f"sst2/{split}", *read_table(folder / f"{split}.tsv"), ("0", "1"), tokens)
+        text_examples(f"sst2/{split}", *read_table(folder / f"{split}.tsv"), ("0", "1"), tokens)
         for split in ("train", "dev")
     )
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))

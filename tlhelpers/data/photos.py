@@ -1,67 +1,40 @@
 """CIFAR-10, MNIST and EMNIST from disk, or downloaded once.
 
 They are looked for below `cache_dir()`: in torchvision's own layout (`torchvision/`), CIFAR-10 also as
-a folder of image files (`images/cifar10/`).
+a folder of image files (`images/cifar10/`).  `fetch` downloads, because it goes on where it broke off;
+torchvision knows addresses and checksums, and reads.
 """
 
 import gzip
-import os
-import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from tlhelpers.data.examples import Part, Splits
-from tlhelpers.files import Remote, fetch
+from tlhelpers.data.examples import Examples, Splits
 from tlhelpers.data.folders import read_folder
+from tlhelpers.files import Remote, atomic, fetch
 from tlhelpers.runtime import cache_dir
-
-MOST_UNPACKED = 400_000_000  # bytes of one archive; CIFAR-10, the largest, has 186 million
-
-
-def _torchvision_splits(name: str, train, test, *, transposed: bool = False, base: int = 0) -> Splits:
-    """Two data sets of torchvision as three parts; images [N, H, W] or [N, H, W, 3] become [N, C, H, W]."""
-    parts = []
-    for split, data in (("train", train), ("test", test)):
-        x = torch.as_tensor(np.asarray(data.data))
-        x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
-        x = x.transpose(2, 3) if transposed else x
-        y = torch.as_tensor(data.targets).long() - base
-        classes = tuple(title.split(" - ")[0] for title in data.classes[base:])  # MNIST says "3 - three"
-        parts.append(Part(f"{name}/{split}", x.contiguous(), y, classes, torch.arange(len(y))))
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(parts[0]), generator=generator)
-    cut = len(parts[1])  # as much validation as test
-    validation = parts[0].take(order[:cut])
-    validation = Part(f"{name}/validation", validation.x, validation.y, validation.classes, validation.indices)
-    return Splits(parts[0].take(order[cut:]), validation, parts[1])
 
 
 def _root() -> Path:
     return cache_dir() / "torchvision"
 
 
-def _check_sizes(packed: tarfile.TarFile, archive: Path) -> None:
-    total = 0
-    for member in packed:  # its header comes first, so that an enormous member is known before it is unpacked
-        total += member.size
-        if total > MOST_UNPACKED:
-            raise ValueError(f"{archive} unpacks to more than {MOST_UNPACKED:,} bytes; it is not the published file")
+def _published(archive: Path, md5: str) -> Path:
+    """The archive, if its bytes are the published ones: then what it unpacks to is known as well.
 
+    Raises:
+        OSError: they are not.
+    """
+    from torchvision.datasets.utils import check_integrity
 
-def _unpacked(stream: BinaryIO, archive: Path) -> bytes:
-    """All that a gzip stream holds, if that is no more than `MOST_UNPACKED`."""
-    with gzip.open(stream) as packed:
-        content = packed.read(MOST_UNPACKED + 1)
-    if len(content) > MOST_UNPACKED:
-        raise ValueError(f"{archive} unpacks to more than {MOST_UNPACKED:,} bytes; it is not the published file")
-    return content
+    if not check_integrity(archive, md5):
+        raise OSError(f"{archive} is not the published file (its md5 is not {md5}); remove it, so that it is fetched")
+    return archive
 
 
 @contextmanager
@@ -73,19 +46,38 @@ def _named(folder: Path) -> Iterator[None]:
         raise OSError(f"{folder} cannot be read ({error}); remove it, so that it is fetched again") from error
 
 
+def _torchvision_splits(name: str, train, test, *, transposed: bool = False, base: int = 0) -> Splits:
+    """Two data sets of torchvision as three parts; images [N, H, W] or [N, H, W, 3] become [N, C, H, W]."""
+    learning = _examples(f"{name}/train", train, transposed=transposed, base=base)
+    testing = _examples(f"{name}/test", test, transposed=transposed, base=base)
+    order = torch.randperm(len(learning), generator=torch.Generator().manual_seed(0))
+    held_out = learning.take(order[: len(testing)])  # as much validation as test
+    validation = Examples(f"{name}/validation", held_out.x, held_out.y, held_out.classes, held_out.indices)
+    return Splits(learning.take(order[len(testing) :]), validation, testing)
+
+
+def _examples(name: str, data, *, transposed: bool, base: int) -> Examples:
+    x = torch.as_tensor(np.asarray(data.data))
+    x = x.unsqueeze(1) if x.ndim == 3 else x.permute(0, 3, 1, 2)
+    x = x.transpose(2, 3) if transposed else x
+    y = torch.as_tensor(data.targets).long() - base
+    classes = tuple(title.split(" - ")[0] for title in data.classes[base:])  # MNIST says "3 - three"
+    return Examples(name, x.contiguous(), y, classes, torch.arange(len(y)))
+
+
 def _cifar10_files() -> list[Path]:
     folder = cache_dir() / "images" / "cifar10"
     if folder.is_dir():
-        return sorted(p for p in folder.rglob("*") if p.is_file())
+        return sorted(path for path in folder.rglob("*") if path.is_file())
     from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity, extract_archive
 
-    if not (_root() / CIFAR10.base_folder).is_dir():
+    folder = _root() / CIFAR10.base_folder
+    files = [(folder / name, md5) for name, md5 in CIFAR10.train_list + CIFAR10.test_list]
+    if not all(check_integrity(path, md5) for path, md5 in files):
         archive = fetch(Remote(CIFAR10.url, f"md5:{CIFAR10.tgz_md5}", 170_498_071), _root() / CIFAR10.filename)
-        with tarfile.open(archive) as packed, tempfile.TemporaryDirectory(dir=_root()) as aside:
-            _check_sizes(packed, archive)
-            packed.extractall(aside, filter="data")  # refuses names and links that lead out of the folder
-            os.replace(Path(aside) / CIFAR10.base_folder, _root() / CIFAR10.base_folder)
-    return sorted((_root() / CIFAR10.base_folder).iterdir())
+        extract_archive(_published(archive, CIFAR10.tgz_md5), _root())
+    return sorted(folder.iterdir())
 
 
 def cifar10() -> Splits:
@@ -104,11 +96,13 @@ def _mnist_files() -> list[Path]:
 
     files = []
     for packed, md5 in MNIST.resources:
-        raw = _root() / "MNIST" / "raw" / packed
-        if not raw.with_suffix("").exists():
-            with fetch(Remote(MNIST.mirrors[0] + packed, f"md5:{md5}"), raw).open("rb") as stream:
-                _write(raw.with_suffix(""), _unpacked(stream, raw))
-        files.append(raw.with_suffix(""))
+        archive = _root() / "MNIST" / "raw" / packed
+        file = archive.with_suffix("")
+        if not file.exists():
+            fetch(Remote(MNIST.mirrors[0] + packed, f"md5:{md5}"), archive)
+            with gzip.open(_published(archive, md5)) as stream, atomic(file) as temporary:
+                temporary.write_bytes(stream.read())
+        files.append(file)
     return files
 
 
@@ -122,16 +116,18 @@ def mnist() -> Splits:
 
 
 def _emnist_files() -> list[Path]:
+    """Only the letters are unpacked; torchvision's own download unpacks all six variants."""
     from torchvision.datasets import EMNIST
 
     raw = _root() / "EMNIST" / "raw"
-    files = [raw / f"emnist-letters-{s}-{k}-ubyte" for s in ("train", "test") for k in ("images-idx3", "labels-idx1")]
+    names = [f"emnist-letters-{split}" for split in ("train", "test")]
+    files = [raw / f"{name}-{kind}-ubyte" for name in names for kind in ("images-idx3", "labels-idx1")]
     if not all(path.exists() for path in files):
         archive = fetch(Remote(EMNIST.url, f"md5:{EMNIST.md5}", 561_753_746), raw / "gzip.zip")
-        with zipfile.ZipFile(archive) as packed:
+        with zipfile.ZipFile(_published(archive, EMNIST.md5)) as packed:
             for path in files:
-                with packed.open(f"gzip/{path.name}.gz") as stream:
-                    _write(path, _unpacked(stream, archive))
+                with gzip.open(packed.open(f"gzip/{path.name}.gz")) as stream, atomic(path) as temporary:
+                    temporary.write_bytes(stream.read())
     return files
 
 
@@ -144,23 +140,18 @@ def emnist_letters() -> Splits:
 
     _emnist_files()
     with _named(_root() / "EMNIST"):
-        parts = [EMNIST(_root(), split="letters", train=train) for train in (True, False)]
-        return _torchvision_splits("emnist-letters", *parts, transposed=True, base=1)
+        train = EMNIST(_root(), split="letters", train=True)
+        test = EMNIST(_root(), split="letters", train=False)
+        return _torchvision_splits("emnist-letters", train, test, transposed=True, base=1)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """A whole file or none."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(temporary, 0o644)  # mkstemp lets only its owner read, but a room may share the folder
-    os.replace(temporary, path)
-
-
-FILES = {"cifar10": _cifar10_files, "mnist": _mnist_files, "emnist-letters": _emnist_files}
-PHOTOS: dict[str, Callable[[], Splits]] = {"cifar10": cifar10, "mnist": mnist, "emnist-letters": emnist_letters}
+FILES: dict[str, Callable[[], list[Path]]] = {
+    "cifar10": _cifar10_files,
+    "mnist": _mnist_files,
+    "emnist-letters": _emnist_files,
+}
 
 
 def data_files(name: str) -> list[Path]:
-    """The files of a data set of `PHOTOS`, downloaded if they are not there; nothing is read from them."""
+    """The files of a data set of `FILES`, downloaded if they are not there; nothing is read from them."""
     return FILES[name]()

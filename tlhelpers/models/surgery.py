@@ -11,38 +11,39 @@ import torch
 from torch import Tensor, nn
 
 
-def attach_head(backbone, head: int | nn.Module, *, frozen: nn.Module | None = None) -> nn.Sequential:
-    """A new model `head(body(x))`; the backbone itself is left as it is.
+def attach_head(body: nn.Module, head: int | nn.Module, *, frozen: nn.Module | None = None) -> nn.Sequential:
+    """A new model `head(body(x))`; the body that is given is left as it is.
 
     Args:
-        backbone: anything with `.module` and `.feature_dim`, such as `backbones.Backbone`.
+        body: a `backbones.Backbone`, or a module with a `feature_dim`, D of its output [N, D].
         head: the number of classes for a fresh linear layer, or a module that takes
             `[N, feature_dim]`.  A module is used as it is, not copied.
-        frozen: `backbone.module` or a part of it that will not be trained.  The new model's parameters
-            there are frozen and share the memory of the backbone's, which saves a copy of large ones.
+        frozen: the body or a part of it that will not be trained.  The new model's parameters there are
+            frozen and share the memory of the old ones, which saves a copy of large ones.
 
     Returns:
-        A model with children `body` (a deep copy, so several models can start from one backbone)
+        A model with children `body` (a deep copy, so several models can start from one body)
         and `head`.
 
     Raises:
         ValueError: fewer than two classes, a linear head whose input size is not `feature_dim`, or a
             frozen part of another model.
     """
-    if frozen is not None and all(frozen is not part for part in backbone.module.modules()):
-        raise ValueError(f"the frozen {type(frozen).__name__} is no part of this backbone; give one of its modules")
+    module = body if isinstance(body, nn.Module) else body.module
+    if frozen is not None and all(frozen is not part for part in module.modules()):
+        raise ValueError(f"the frozen {type(frozen).__name__} is no part of this body; give one of its modules")
     if isinstance(head, int):
         if head < 2:
             raise ValueError(f"a classifier needs at least 2 classes, not {head}")
-        head = nn.Linear(backbone.feature_dim, head)
+        head = nn.Linear(body.feature_dim, head)
     first = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
-    if first is not None and first.in_features != backbone.feature_dim:
+    if first is not None and first.in_features != body.feature_dim:
         raise ValueError(
-            f"the head takes {first.in_features} features but the body gives {backbone.feature_dim}; "
-            f"build it with nn.Linear({backbone.feature_dim}, ...)"
+            f"the head takes {first.in_features} features but the body gives {body.feature_dim}; "
+            f"build it with nn.Linear({body.feature_dim}, ...)"
         )
     shared = {} if frozen is None else {id(p): nn.Parameter(p.detach(), False) for p in frozen.parameters()}
-    return nn.Sequential(OrderedDict(body=copy.deepcopy(backbone.module, shared), head=head))
+    return nn.Sequential(OrderedDict(body=copy.deepcopy(module, shared), head=head))
 
 
 def _stay_in_eval(module: nn.Module, inputs: tuple) -> None:
@@ -111,9 +112,9 @@ def param_groups(
     """
     if lr <= 0 or body_scale <= 0 or layer_decay <= 0:
         raise ValueError(f"lr={lr}, body_scale={body_scale}, layer_decay={layer_decay} must all be positive")
-    # A child without parameters (pooling, flatten) takes no place in the count.
-    children = [(name, list(child.parameters())) for name, child in body.named_children()]
-    children = [(f"body.{name}", parameters) for name, parameters in children if parameters]
+    # A child without parameters (normalisation, pooling) takes no place in the count.
+    children = [(f"body.{name}", list(child.parameters())) for name, child in body.named_children()]
+    children = [(name, parameters) for name, parameters in children if parameters]
     # Parameters outside every child (the class token of a vision transformer) sit at the input.
     own = list(body.parameters(recurse=False))
     parts = ([("body", own)] if own else []) + children

@@ -1,4 +1,4 @@
-"""Objectives against a shift of domain, with labels in the source only; and gradients that (dis)agree.
+"""Objectives against a shift of domain, with labels in the source only.
 
 As objectives they take a model with children `body`, to features [N, D], and `head`; a batch is
 {"source": (x, y), "target": (x, y)} (see `data.JointLoader`), of which the target's y is never read.
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlhelpers.objectives.supervised import Batch, Objective, classification
-from tlhelpers.analysis.transferability import check_domains, squared_mmd
 
 
 def coral(weight: float) -> Objective:
@@ -57,8 +56,10 @@ def coral_transform(source: Tensor, target: Tensor, *, regularisation: float = 1
         raise ValueError(
             f"regularisation is {regularisation}; it must be above 0, or few samples could not be whitened"
         )
-    s, t = source.double(), target.double()
-    whiten, colour = _power(_covariance(s), regularisation, -0.5), _power(_covariance(t), regularisation, 0.5)
+    s = source.double()
+    t = target.double()
+    whiten = _power(_covariance(s), regularisation, -0.5)
+    colour = _power(_covariance(t), regularisation, 0.5)
     return ((s - s.mean(0)) @ whiten @ colour + t.mean(0)).to(source.dtype)
 
 
@@ -74,7 +75,7 @@ def _power(covariance: Tensor, ridge: float, exponent: float) -> Tensor:
 
 
 def mmd(weight: float, *, bandwidth: float | None = None) -> Objective:
-    """Source classification plus weight * `transferability.squared_mmd` of the features; logs "mmd".
+    """Source classification plus weight * `squared_mmd` of the features; logs "mmd".
 
     After Long et al. 2015, arXiv:1502.02791, with one Gaussian kernel at the last layer.
 
@@ -89,32 +90,70 @@ def mmd(weight: float, *, bandwidth: float | None = None) -> Objective:
     return _aligned("mmd", lambda source, target: squared_mmd(source, target, bandwidth=bandwidth), weight)
 
 
-def dann(discriminator: nn.Module, *, steps: int, weight: float = 1.0) -> Objective:
-    """Source classification plus the loss of a discriminator whose gradient to the body is reversed.
+def squared_mmd(source: Tensor, target: Tensor, *, bandwidth: float | None = None) -> Tensor:
+    """Squared maximum mean discrepancy with a Gaussian kernel, the unbiased estimate, as a scalar tensor.
 
-    Ganin et al. 2016, arXiv:1505.07818.  The discriminator learns at full strength to tell source (1)
-    from target (0); the body gets -lambda times its gradient, lambda = weight * dann_lambda(progress).
+    Gretton et al. 2012, "A kernel two-sample test", equation 3, with
+    k(a, b) = exp(-||a - b||^2 / (2 * bandwidth^2)).  Around 0 for two samples of one distribution, and,
+    being unbiased, sometimes below.  Gradients go to both samples, none through a bandwidth of None.
 
     Args:
-        discriminator: features [N, D] -> logits [N, 1]; the optimizer needs its parameters too.
-        steps: training batches in the whole run.  Progress is that of calls in training mode, taken in the
-            middle of a step; make a new objective for a new run.
-
-    Logs "domain_loss", "domain_accuracy" and "lambda".
+        source, target: features [N, D] and [M, D].
+        bandwidth: of the kernel; the median distance between different rows of both when None.
 
     Raises:
-        ValueError: weight < 0, steps < 1; when called, as `coral`, or logits of another shape.
+        ValueError: other shapes, different D, fewer than 2 rows in one of them, NaN, or a bandwidth <= 0.
     """
-    if not weight >= 0 or steps < 1:
-        raise ValueError(f"weight={weight} must be at least 0, and steps={steps} at least 1")
-    state = {"done": 0}
+    check_domains(source, target, least=2)
+    n = len(source)
+    m = len(target)
+    both = torch.cat([source, target])
+    both = both - both.detach().mean(0)  # distances stay, and lose fewer digits to cancellation
+    squared = torch.cdist(both, both).square()  # [N + M, N + M]
+    if bandwidth is None:
+        # float() waits for a GPU; the gradient leaves the bandwidth alone.
+        bandwidth = float(squared.detach()[tuple(torch.triu_indices(n + m, n + m, offset=1))].median().sqrt())
+    if not bandwidth > 0:
+        raise ValueError(f"the bandwidth is {bandwidth}; it must be positive (are all rows equal?)")
+    kernel = torch.exp(-squared / (2 * bandwidth**2))
+    within_source = (kernel[:n, :n].sum() - n) / (n * (n - 1))  # the diagonal is n ones
+    within_target = (kernel[n:, n:].sum() - m) / (m * (m - 1))
+    return within_source + within_target - 2 * kernel[:n, n:].mean()
 
-    def objective(model: nn.Module, batch: dict[str, Batch]) -> dict[str, Tensor]:
-        strength = weight * dann_lambda(min((state["done"] + 0.5) / steps, 1.0))
-        state["done"] += model.training
+
+def check_domains(source: Tensor, target: Tensor, *, least: int) -> None:
+    """Refuse samples of features that are not [N, D] and [M, D] of one floating type, at least `least` rows, no NaN."""
+    if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
+        raise ValueError(f"features must be [N, D] and [M, D], not {list(source.shape)} and {list(target.shape)}")
+    if source.dtype != target.dtype or not source.is_floating_point():
+        raise ValueError(f"features {source.dtype} and {target.dtype} must be of one floating type; use .float()")
+    if min(len(source), len(target)) < least:
+        raise ValueError(f"{len(source)} and {len(target)} rows are too few; give at least {least} of each domain")
+    for name, x in [("source", source), ("target", target)]:
+        if x.is_cpu and not torch.isfinite(x).all():  # on a GPU, looking would wait at every step
+            raise ValueError(f"the {name} features hold NaN or infinity; look at the inputs and at the learning rate")
+
+
+class DomainAdversarial(nn.Module):
+    """See `dann`.
+
+    Attributes:
+        progress: of the run, in [0, 1]; `fit` sets it before every step.
+    """
+
+    def __init__(self, discriminator: nn.Module, *, weight: float) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"the weight is {weight}; it must be at least 0")
+        self.discriminator = discriminator
+        self.weight = weight
+        self.progress = 0.0
+
+    def forward(self, model: nn.Module, batch: dict[str, Batch]) -> dict[str, Tensor]:
+        strength = self.weight * dann_lambda(self.progress)
         source, target, logged = _both(model, batch)
         features = reverse_gradient(torch.cat([source, target]), strength)
-        logits = discriminator.to(features.device).train(model.training)(features)
+        logits = self.discriminator(features)
         if logits.shape != (len(features), 1):
             raise ValueError(f"the discriminator gives {list(logits.shape)}; it must end in nn.Linear(..., 1)")
         is_source = (torch.arange(len(features), device=features.device) < len(source)).float()
@@ -123,8 +162,22 @@ def dann(discriminator: nn.Module, *, steps: int, weight: float = 1.0) -> Object
         logged |= {"domain_loss": loss, "domain_accuracy": right, "lambda": torch.tensor(strength)}
         return {**logged, "loss": logged["source_loss"] + loss}
 
-    objective.state = state  # kept in the checkpoints of `fit`
-    return objective
+
+def dann(discriminator: nn.Module, *, weight: float = 1.0) -> DomainAdversarial:
+    """Source classification plus the loss of a discriminator whose gradient to the body is reversed.
+
+    Ganin et al. 2016, arXiv:1505.07818.  The discriminator learns at full strength to tell source (1)
+    from target (0); the body gets -lambda times its gradient, lambda = weight * dann_lambda(progress).
+
+    Args:
+        discriminator: features [N, D] -> logits [N, 1]; it learns by `objective.parameters()`.
+
+    Logs "domain_loss", "domain_accuracy" and "lambda".
+
+    Raises:
+        ValueError: weight < 0; when called, as `coral`, or logits of another shape.
+    """
+    return DomainAdversarial(discriminator, weight=weight)
 
 
 def dann_lambda(progress: float) -> float:
@@ -162,7 +215,8 @@ def adabn(model: nn.Module, loader: Iterable[Batch]) -> None:
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms or len(loader) == 0:
         raise ValueError(f"{len(norms)} BatchNorm layers and {len(loader)} batches; adabn needs at least one of each")
-    flags, momenta = [(part, part.training) for part in model.modules()], [(norm, norm.momentum) for norm in norms]
+    flags = [(part, part.training) for part in model.modules()]
+    momenta = [(norm, norm.momentum) for norm in norms]
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -206,43 +260,11 @@ def _both(model: nn.Module, batch: dict[str, Batch]) -> tuple[Tensor, Tensor, di
     sizes = {name: len(batch[name][0]) if name in batch else 0 for name in ("source", "target")}
     if min(sizes.values()) < 2:
         raise ValueError(f"the batch holds {sizes} examples; at least 2 of each are needed (JointLoader yields both)")
-    (x, y), target_x = batch["source"], batch["target"][0]
+    x, y = batch["source"]
+    target_x, _ = batch["target"]
     features = model.body(torch.cat([x, target_x]))
-    source, target = features[: len(x)], features[len(x) :]
+    source = features[: len(x)]
+    target = features[len(x) :]
     check_domains(source, target, least=2)
     logged = classification()(model.head, (source, y))
     return source, target, {"source_loss": logged["loss"], "accuracy": logged["accuracy"]}
-
-
-def gradient_cosine(g1: Tensor, g2: Tensor) -> float:
-    """Cosine of the angle between two gradients [P]: below 0 they conflict; 0 also if one of them is 0.
-
-    Raises:
-        ValueError: not two vectors of one length.
-    """
-    _check_gradients(g1, g2)
-    return float(F.cosine_similarity(g1, g2, dim=0))
-
-
-def project_conflicting(g1: Tensor, g2: Tensor) -> tuple[Tensor, Tensor]:
-    """PCGrad (Yu et al. 2020, arXiv:2001.06782): take from two gradients [P] the parts against each other.
-
-    If g1.g2 < 0, g1 - (g1.g2 / ||g2||^2) * g2 and likewise g2; otherwise both as they are.  The
-    optimizer steps along their sum.
-
-    Raises:
-        ValueError: not two vectors of one length.
-    """
-    _check_gradients(g1, g2)
-    dot = g1 @ g2
-    if dot >= 0:
-        return g1, g2
-    return g1 - dot / (g2 @ g2) * g2, g2 - dot / (g1 @ g1) * g1
-
-
-def _check_gradients(g1: Tensor, g2: Tensor) -> None:
-    if g1.ndim != 1 or g1.shape != g2.shape or g1.dtype != g2.dtype or not g1.is_floating_point():
-        raise ValueError(
-            f"gradients {g1.dtype} {list(g1.shape)} and {g2.dtype} {list(g2.shape)} must be [P], of one floating "
-            "type; flatten those of shared weights"
-        )

@@ -5,6 +5,7 @@ The file is what `torch.save` writes: a zip of tensors with a CRC-32 each.  It i
 """
 
 import os
+import shutil
 import signal
 import threading
 import warnings
@@ -16,10 +17,11 @@ from pickle import UnpicklingError
 
 import torch
 
+from tlhelpers.files import atomic
 from tlhelpers.training.distributed import Team
-from tlhelpers.training.progress import Run
+from tlhelpers.training.run_state import RunState
 
-FORMAT = "tlhelpers checkpoint 1"
+FORMAT = "tlhelpers checkpoint 2"
 
 
 class Damaged(Exception):
@@ -30,7 +32,7 @@ class Checkpoint:
     """The file that keeps a run, and the one before it (PATH.previous).
 
     Args:
-        path: where; its folder is made.
+        path: where; its folder is made.  With None nothing is kept.
         run: what to keep.
         choices: the arguments of `fit` that must be the same for a run to be continued, "epochs" among them.
         team: the processes of the run; the first one writes.
@@ -43,23 +45,30 @@ class Checkpoint:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: str | Path, run: Run, choices: dict, team: Team) -> None:
-        self.path, self.run, self.plan, self.writes = Path(path), run, choices | run.plan(), team.rank == 0
-        kept = _read_latest(self.path)
+    def __init__(self, path: str | Path | None, run: RunState, choices: dict, team: Team) -> None:
+        self.path = None if path is None else Path(path)
+        self.run = run
+        if self.path is None:
+            return
+        self.plan = choices | run.plan()
+        self.writes = team.rank == 0
+        state = _read_latest(self.path)
         team.wait()  # nobody writes before all have read
-        if kept is not None:
-            _check_same_plan(self.path, kept, self.plan)
-            run.load_state(kept)
-            if self.writes:
-                print(f"Continuing from {self.path} after {run}.")
-            else:
-                run.means.sums, run.means.examples = {}, 0  # the first process has counted them
+        if state is None:
+            self._begin()
             return
-        if not self.writes:
-            return
+        _check_same_plan(self.path, state, self.plan)
+        run.load_state(state)
+        if self.writes:
+            print(f"Continuing from {self.path} after {run}.")
+        else:  # the first process has counted them
+            run.means.sums = {}
+            run.means.examples = 0
+
+    def _begin(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write(self.path, self._state())
+            if self.writes:
+                write(self.path, self._state())
         except OSError as error:
             raise OSError(
                 f"the checkpoint {self.path} cannot be written: {error}. Free some space, or give a path in a "
@@ -68,9 +77,10 @@ class Checkpoint:
 
     def save(self) -> None:
         """Keep the run as it is now.  If that fails, warn: training matters more than its copy."""
+        if self.path is None or not self.writes:
+            return
         try:
-            if self.writes:
-                write(self.path, self._state())
+            write(self.path, self._state())
         except OSError as error:
             warnings.warn(
                 f"the checkpoint {self.path} could not be written after {self.run}: {error}. "
@@ -84,33 +94,40 @@ class Checkpoint:
 
 
 def write(path: Path, state: dict) -> None:
-    """Replace a checkpoint: written beside it, flushed to the disk, read back, and only then renamed.
+    """Replace a checkpoint: written beside it, read back, and only then renamed; the old one becomes PATH.previous.
 
-    At every moment there is a whole file under PATH, or (between the two renames) under PATH.partial.
+    At every moment there is a whole file under PATH.
 
     Raises:
         OSError: no space, no permission, or the disk gives back something else.
         ValueError: the state holds something other than tensors and plain values.
     """
-    partial, previous = _beside(path, "partial"), _beside(path, "previous")
-    with partial.open("wb") as file:
-        sink = _Sink(file)
+    with atomic(path, temporary=_beside(path, "partial")) as temporary:
+        with temporary.open("wb") as file:
+            sink = _Sink(file)
+            try:
+                torch.save(state, sink)
+            except RuntimeError as error:  # torch's words when a write fails; the reason is in the sink
+                raise sink.error or error from None
         try:
-            torch.save(state, sink)
-        except RuntimeError as error:  # torch's words when a write fails; the reason is in the sink
-            raise sink.error or error from None
-        file.flush()
-        os.fsync(file.fileno())
+            read(temporary, into_memory=False)
+        except Damaged as error:
+            raise OSError(
+                f"what was written to {temporary} cannot be read back ({error}); is the disk failing?"
+            ) from None
+        _keep_as_previous(path)
+
+
+def _keep_as_previous(path: Path) -> None:
+    """Give the file a second name, which it keeps when a new file takes the first."""
+    previous = _beside(path, "previous")
+    previous.unlink(missing_ok=True)
+    if not path.exists():
+        return
     try:
-        read(partial, into_memory=False)
-    except Damaged as error:
-        raise OSError(f"what was written to {partial} cannot be read back ({error}); is the disk failing?") from None
-    if path.exists():
-        os.replace(path, previous)
-    else:
-        previous.unlink(missing_ok=True)  # of an earlier run, whose file was deleted
-    os.replace(partial, path)
-    _flush_folder(path.parent)
+        os.link(path, previous)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, previous)
 
 
 def read(path: Path, *, into_memory: bool = True) -> dict:
@@ -146,17 +163,13 @@ def read(path: Path, *, into_memory: bool = True) -> dict:
 
 def _read_latest(path: Path) -> dict | None:
     """The state to continue from; None for a fresh start."""
-    partial, previous = _beside(path, "partial"), _beside(path, "previous")
     if not path.exists():
-        try:  # killed between the two renames?
-            read(partial)
-        except (Damaged, FileNotFoundError):
-            return None
-        os.replace(partial, path)
+        return None
     try:
         return read(path)
     except Damaged as error:
         reason = error
+    previous = _beside(path, "previous")
     try:
         state = read(previous)
     except Damaged:
@@ -168,18 +181,19 @@ def _read_latest(path: Path) -> dict | None:
     return state
 
 
-def _check_same_plan(path: Path, kept: dict, plan: dict) -> None:
+def _check_same_plan(path: Path, state: dict, plan: dict) -> None:
     """Refuse to continue a run with other settings, and say with which."""
-    done, kept, plan = len(kept["history"]), _flat(kept["plan"]), _flat(plan)
-    if done > plan["epochs"]:
-        raise ValueError(f"{path} holds {done} epochs, more than epochs={plan['epochs']}; give another path")
-    if plan.get("schedule") is None and kept.get("schedule") is None:
-        # Without a schedule a longer run begins like a shorter one.
-        kept["epochs"] = plan["epochs"] = max(kept["epochs"], plan["epochs"])
-    different = [name for name in {**kept, **plan} if kept.get(name) != plan.get(name)]
+    done = len(state["history"])
+    old = _flat(state["plan"])
+    new = _flat(plan)
+    if done > new["epochs"]:
+        raise ValueError(f"{path} holds {done} epochs, more than epochs={new['epochs']}; give another path")
+    if new.get("schedule") is None and old.get("schedule") is None:
+        old["epochs"] = new["epochs"]  # without a schedule a longer run begins like a shorter one
+    different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not different:
         return
-    lines = [f"  {name}: {kept.get(name)} in the file, {plan.get(name)} here" for name in different[:5]]
+    lines = [f"  {name}: {old.get(name)} in the file, {new.get(name)} here" for name in different[:5]]
     lines += [f"  and {len(different) - 5} more"] if len(different) > 5 else []
     if "epochs" in different:
         lines.append("  (The schedule depends on the number of epochs: all steps would have had other rates.)")
@@ -239,13 +253,3 @@ class _Sink:
 
 def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f"{path.name}.{ending}")
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

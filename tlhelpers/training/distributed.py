@@ -14,15 +14,27 @@ import atexit
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tlhelpers.training.progress import Means
-from tlhelpers.runtime import batch_size
+from tlhelpers.training.device import batch_size
+from tlhelpers.training.run_state import Means
 
-Result = TypeVar("Result")
+
+class Piece(NamedTuple):
+    """What one process works on at a time.
+
+    Attributes:
+        batch: some of the examples of a batch.
+        weight: of their mean loss in the gradient of the whole batch.
+        examples: how many they are.
+    """
+
+    batch: object
+    weight: float
+    examples: int
 
 
 class Team:
@@ -34,7 +46,8 @@ class Team:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.size, self.rank = 1, 0
+        self.size = 1
+        self.rank = 0
         if torch.distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
             # It takes a second to import, and one process has no use for it.
             from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -44,7 +57,8 @@ class Team:
             if not torch.distributed.is_initialized():
                 atexit.register(_end_group)
             self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[options])
-            self.size, self.rank = self.accelerator.num_processes, self.accelerator.process_index
+            self.size = self.accelerator.num_processes
+            self.rank = self.accelerator.process_index
 
     def wait(self) -> None:
         """Until all are here."""
@@ -58,11 +72,11 @@ class Team:
 
             synchronize_rng_states(["torch"])
 
-    def joined(self, objective: Callable, model: nn.Module, trainable: list[Tensor]) -> Callable:
+    def joined(self, objective: Callable, model: nn.Module) -> Callable:
         """The objective as `(batch, last) -> dict`; the backward pass of the last piece joins the gradients of all."""
         if self.size == 1:
-            return lambda batch, _last: objective(model, batch)
-        wrapped = self.accelerator.prepare_model(_Step(objective, model, trainable))
+            return lambda batch, last: objective(model, batch)
+        wrapped = self.accelerator.prepare_model(_Step(objective, model))
 
         def step(batch, last: bool) -> dict[str, Tensor]:
             with nullcontext() if last else wrapped.no_sync():
@@ -70,27 +84,29 @@ class Team:
 
         return step
 
-    def share(self, batch, accumulate: int) -> list[tuple]:
-        """The pieces of a batch that this process works on: (piece, its part of the gradient, examples in it).
+    def share(self, batch, accumulate: int) -> list[Piece]:
+        """The pieces of a batch that this process works on.
 
-        The parts are such that the mean over processes of the sum over pieces is the mean over the
+        The weights are such that the mean over processes of the sum over pieces is the mean over the
         batch.  A batch of fewer examples than pieces leaves some empty; they are left out, but a
-        process takes part in every step, if need be with a part of 0.
+        process takes part in every step, if need be with a weight of 0.
         """
+        total = batch_size(batch)
         if self.size == accumulate == 1:
-            return [(batch, None, batch_size(batch))]
-        pieces = cut(batch, self.size * accumulate)[self.rank * accumulate :][:accumulate]
-        sizes, total = [batch_size(piece) for piece in pieces], batch_size(batch)
-        mine = [(piece, self.size * n / total, n) for piece, n in zip(pieces, sizes, strict=True) if n]
-        return mine or [(batch, 0.0, 0)]
+            return [Piece(batch, 1.0, total)]
+        mine = cut(batch, self.size * accumulate)[self.rank * accumulate :][:accumulate]
+        pieces = [Piece(piece, self.size * batch_size(piece) / total, batch_size(piece)) for piece in mine]
+        return [piece for piece in pieces if piece.examples] or [Piece(batch, 0.0, 0)]
 
     def total(self, means: Means) -> None:
         """Add up what all have counted."""
         if self.size > 1:
-            counted = torch.tensor(float(means.examples), dtype=torch.float64)
-            device = next(iter(means.sums.values())).device if means.sums else counted.device
-            everything = self.accelerator.reduce({**means.sums, "": counted.to(device)}, "sum")
-            means.examples, means.sums = int(everything.pop("")), everything
+            device = self.accelerator.device
+            sums = {name: torch.as_tensor(value, device=device).float() for name, value in means.sums.items()}
+            examples = torch.tensor(float(means.examples), dtype=torch.float64, device=device)
+            everything = self.accelerator.reduce({**sums, "": examples}, "sum")
+            means.examples = int(everything.pop(""))
+            means.sums = everything
 
     def same_buffers(self, model: nn.Module) -> None:
         """Give all the running statistics of the first process."""
@@ -112,13 +128,12 @@ def _end_group() -> None:
 
 
 class _Step(nn.Module):
-    """Objective and model in one module, with what else is trainable: the form that accelerate can wrap."""
+    """Objective and model in one module: the form that accelerate can wrap."""
 
-    def __init__(self, objective: Callable, model: nn.Module, trainable: list[Tensor]) -> None:
+    def __init__(self, objective: Callable, model: nn.Module) -> None:
         super().__init__()
-        self.objective, self.model = objective, model
-        inside = {id(p) for p in model.parameters()}
-        self.outside = nn.ParameterList(p for p in trainable if id(p) not in inside)
+        self.objective = objective
+        self.model = model
 
     def forward(self, batch) -> dict[str, Tensor]:
         return self.objective(self.model, batch)
@@ -132,29 +147,3 @@ def cut(batch, pieces: int) -> list:
         parts = {key: cut(value, pieces) for key, value in batch.items()}
         return [{key: part[k] for key, part in parts.items()} for k in range(pieces)]
     return list(zip(*(cut(value, pieces) for value in batch), strict=True))
-
-
-def halve_until_it_fits(train: Callable[[int], Result], batch_size: int) -> Result:
-    """`train(batch_size)`, again with half of it whenever memory runs out, and says so.
-
-    On `accelerate.utils.find_executable_batch_size`, which frees the memory in between.  `train` must
-    make its model and optimizer anew.  To keep the result what it was, give `fit` the same batches and
-    let it work on them in pieces: `accumulate=whole // batch_size`.
-
-    Raises:
-        RuntimeError: not even one example fits.
-    """
-    from accelerate.utils import find_executable_batch_size
-
-    tried = batch_size
-
-    def half() -> int:
-        nonlocal tried
-        print(f"Out of memory with {tried} examples at a time; trying {tried // 2}.")
-        tried //= 2
-        return tried
-
-    def attempt(batch_size: int) -> Result:
-        return train(batch_size)
-
-    return find_executable_batch_size(attempt, starting_batch_size=batch_size, reduce_batch_size_fn=half)()

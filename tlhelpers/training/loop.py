@@ -1,26 +1,26 @@
 """The loop.  It never changes: what is learnt is the objective's business, what may move is the optimizer's."""
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from tlhelpers.training.checkpoint import Checkpoint, stop_button
-from tlhelpers.training.distributed import Team
-from tlhelpers.training.progress import Means, Run
-from tlhelpers.runtime import autocast, mixed_precision, pick_device, to_device
-from tlhelpers.training.schedules import Rates, warmup_cosine
+from tlhelpers.data.examples import Examples
+from tlhelpers.data.loaders import TensorLoader
 from tlhelpers.models.surgery import train_mode
+from tlhelpers.objectives.supervised import Objective, classification
+from tlhelpers.runtime import pick_device
+from tlhelpers.training.checkpoint import Checkpoint, stop_button
+from tlhelpers.training.device import autocast, mixed_precision, to_device
+from tlhelpers.training.distributed import Team
+from tlhelpers.training.run_state import Means, RunState
+from tlhelpers.training.schedules import Rates
 
-__all__ = ["evaluate", "fit", "train_one_epoch", "warmup_cosine"]
-
-Objective = Callable[[nn.Module, tuple[Tensor, Tensor]], dict[str, Tensor]]
+LOOK_EVERY = 50  # steps after which a GPU is asked whether a loss was not finite; asking waits for it
 
 
 def fit(
@@ -32,8 +32,6 @@ def fit(
     epochs: int,
     schedule: Callable[[float], float] | None = None,
     clip_norm: float | None = None,
-    monitor: str = "validation_loss",
-    patience: int | None = None,
     device: torch.device | None = None,
     on_epoch: Callable[[dict], None] | None = None,
     checkpoint: str | Path | None = None,
@@ -41,19 +39,33 @@ def fit(
 ) -> list[dict]:
     """Train a model, and leave it with the weights of its best epoch.
 
+    On a CPU this gives the same weights, to the last bit, as the loop that everyone writes by hand:
+
+        for epoch in range(epochs):
+            model.train()
+            for x, y in train_loader:
+                progress = (step + 0.5) / total_steps
+                for group, rate in zip(optimizer.param_groups, first_rates):
+                    group["lr"] = rate * schedule(progress)
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+                optimizer.step()
+                step += 1
+
     Args:
-        model: trained in place.  Frozen parts (`surgery.freeze`) stay bit-equal, buffers included.
+        model: trained in place.  Frozen parts (`models.freeze`) stay bit-equal, buffers included.
         loaders: (train, validation); each has a length and yields batches, as a rule (x, y);
             tensors may also be nested in tuples and dicts.  With None for validation the weights of
             the last epoch stay.
         objective: `(model, batch) -> {"loss": scalar, ...}`; see `tlhelpers/objectives/supervised.py`.
-        optimizer: over the parameters that may move (`surgery.param_groups`).
+        optimizer: over the parameters that may move: the model's (`models.param_groups`), and those of the
+            objective if it has any.
         epochs: passes over the training loader.
         schedule: factor on every learning rate as a function of progress in [0, 1], such as
             `warmup_cosine()`; constant when None.
         clip_norm: largest allowed norm of the whole gradient.
-        monitor: the logged value that says which epoch is best; less is better if it ends in "loss".
-        patience: stop after this many epochs without a new best.
         device: the accelerator if there is one when None.
         on_epoch: called with the record of every epoch, in every process.
         checkpoint: a file that keeps the run after every epoch.  The same call again, after a crash or
@@ -61,78 +73,69 @@ def fit(
             `on_epoch` hears only what is new).  Ctrl-C, the stop button, then ends the run at the next
             step: it is kept, and what there is so far is returned.  Without a schedule `epochs` may
             grow; everything else must be as before.  The file has up to four times the size of the
-            weights (Adam keeps two numbers each, and the best weights are there too), and the one
-            before stays beside it.  Data, and what an objective holds beyond its `state`, are not kept.
-            With several processes the first one writes, and Ctrl-C loses the epoch under way.
+            weights (Adam keeps two numbers each, and the best weights are there too; a teacher comes on
+            top), and the one before stays beside it.  Data, and what a function holds that is no module,
+            are not kept.  With several processes the first one writes, and Ctrl-C loses the epoch under way.
         accumulate: work on every batch in so many pieces, which takes less memory and gives the same
-            step up to rounding, but for BatchNorm, which sees one piece at a time
-            (`distributed.halve_until_it_fits` finds how many are needed).
+            step up to rounding, but for BatchNorm, which sees one piece at a time.
 
     Returns:
         One dict per epoch: epoch (from 1), lr (of the first group, at the end), seconds, and every
-        number of the objective as train_* and validation_*, averaged over examples.
+        number of the objective as train_* and validation_*, averaged over examples.  The best epoch is the
+        one with the lowest validation_loss.
 
     Raises:
-        ValueError: epochs or accumulate below 1, an empty loader, no parameter to train, a `monitor` that is
-            not logged; a checkpoint that is of another run, damaged, or more than tensors and plain values.
-        FloatingPointError: the loss is not finite; the message names epoch and step.
+        ValueError: epochs or accumulate below 1, an empty loader, no parameter to train, an optimizer that lacks a
+            parameter of the objective or holds one of neither model nor objective; a checkpoint that is of
+            another run, damaged, or more than tensors and plain values.
+        FloatingPointError: a loss is not finite; the message names the first such step, and the model has the best
+            weights so far.
         OSError: the checkpoint cannot be written at the start.  Later that is a warning, and the run goes on.
     """
     train_loader, validation_loader = loaders
+    _check(loaders, model, objective, optimizer, epochs, accumulate)
     device = device or pick_device()
-    _check(train_loader, validation_loader, optimizer, epochs, accumulate)
-    model.to(device)
+    _move(model, objective, device)
+    team = Team(device)
+    rates = Rates(optimizer, schedule, total_steps=epochs * len(train_loader))
     scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision(device) is torch.float16)
-    rates = Rates(optimizer, schedule, epochs * len(train_loader))
-    run, team = Run(model, objective, optimizer, scaler, rates, loaders), Team(device)
-    choices = {"epochs": epochs, "clip_norm": clip_norm, "monitor": monitor, "patience": patience}
-    kept = Checkpoint(checkpoint, run, choices, team) if checkpoint is not None else None
-    try:
-        with _bar(run, epochs, team) as bar, stop_button(kept is not None and team.size == 1) as stop:
-            while len(run.history) < epochs and not run.has_waited(patience) and not stop():
-                began = time.perf_counter() - run.seconds
+    run = RunState(model, objective, optimizer, scaler, rates, loaders)
+    saved = Checkpoint(checkpoint, run, {"epochs": epochs, "clip_norm": clip_norm}, team)
+
+    with rates, _bar(run, epochs, team) as bar, stop_button(checkpoint is not None and team.size == 1) as stop:
+        while len(run.history) < epochs and not stop():
+            # 1. Learn from every batch once; after an interruption, from those that are left.
+            with _best_weights_survive(run):
                 train = train_one_epoch(
                     model,
-                    run.begin_epoch() if kept else train_loader,
+                    run.remaining_batches(),
                     objective,
                     optimizer,
                     rates=rates,
                     scaler=scaler,
                     clip_norm=clip_norm,
                     device=device,
-                    epoch=len(run.history) + 1,
                     accumulate=accumulate,
+                    epoch=len(run.history) + 1,
                     means=run.means,
                     stop=stop,
                 )
-                run.seconds = time.perf_counter() - began
-                if run.means.steps == len(train_loader):
-                    _end_epoch(run, train, monitor, device, began)
-                    bar.update()
-                    if on_epoch is not None:
-                        on_epoch(run.history[-1])
-                if kept:
-                    kept.save()
-            if stop():
-                print(f"Stopped after {run}. The same call again goes on from there: {checkpoint}.")
-    finally:
-        rates.restore()
-    return run.finish()
-
-
-def _bar(run: Run, epochs: int, team: Team) -> tqdm:
-    delay = 2 if team.rank == 0 else math.inf  # one bar for all processes
-    return tqdm(total=epochs, initial=len(run.history), desc="fit", unit="epoch", delay=delay, leave=False)
-
-
-def _end_epoch(run: Run, train: dict[str, float], monitor: str, device: torch.device, began: float) -> None:
-    """Validate, and record the epoch."""
-    record = {"epoch": len(run.history) + 1, "lr": run.optimizer.param_groups[0]["lr"], **_prefixed("train", train)}
-    score = None
-    if run.loaders[1] is not None:
-        record |= _prefixed("validation", evaluate(run.model, run.loaders[1], run.objective, device=device))
-        score = _score(record, monitor)
-    run.end_epoch(record | {"seconds": time.perf_counter() - began}, score)
+            if run.epoch_is_whole:
+                # 2. Look at the validation part.
+                validation = None
+                if validation_loader is not None:
+                    validation = evaluate(model, validation_loader, objective, device=device)
+                # 3. Record the epoch, and keep its weights if they are the best so far.
+                record = run.end_epoch(train, validation)
+                bar.update()
+                if on_epoch is not None:
+                    on_epoch(record)
+            # 4. Save, to go on from here one day.
+            saved.save()
+        if stop():
+            print(f"Stopped after {run}. The same call again goes on from there: {checkpoint}.")
+    run.restore_best()
+    return run.history
 
 
 def train_one_epoch(
@@ -145,43 +148,63 @@ def train_one_epoch(
     scaler: torch.amp.GradScaler | None = None,
     clip_norm: float | None = None,
     device: torch.device | None = None,
-    epoch: int = 1,
     accumulate: int = 1,
+    epoch: int = 1,
     means: Means | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
-    """One pass over the loader, or what `means` leaves of it; returns the means of what the objective logs.
+    """One pass over the loader; returns the means of what the objective logs.
 
-    Ends after a step when `stop()` says so.  See `fit` for the rest.
+    Model and objective must lie on `device`.
+
+    Args:
+        rates: sets the learning rates of every step; they stay as they are when None.
+        scaler: of the loss, for float16 on older GPUs.
+        epoch: its number, for messages.
+        means: goes on counting in these.
+        stop: ends the pass after the step in which it says so.
+
+    See `fit` for the rest.
     """
     device = device or pick_device()
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
-    trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    means, team = means or Means(), Team(device)
+    means = means or Means()
+    team = Team(device)
+    watch = _LossWatch(device, epoch)
+    trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    scheduled = _with_progress(objective)
     train_mode(model)
+    if isinstance(objective, nn.Module):
+        train_mode(objective)
     team.begin_epoch()
-    forward = team.joined(objective, model, trainable)
-    for step, batch in enumerate(loader, start=means.steps + 1):
+    forward = team.joined(objective, model)
+    for batch in loader:
+        means.steps += 1
+        # 1. Set the learning rates of this step, and tell the objective how far the run is.
+        if rates is not None:
+            progress = rates.advance()
+            for part in scheduled:
+                part.progress = progress
+        # 2. Forward and backward, piece by piece if the batch is cut; gradients add up.
         optimizer.zero_grad()
         pieces = team.share(to_device(batch, device), accumulate)
-        for k, (piece, part, examples) in enumerate(pieces, start=1):
-            with autocast(device, mixed_precision(device)):
-                logged = forward(piece, k == len(pieces))
-            # Reading a value waits for the GPU, so there the check is made now and then only.
-            if device.type == "cpu" or step % 50 == 0 or step == len(loader):
-                _check_loss(logged, epoch, step)
-            scaler.scale(logged["loss"] if part is None else logged["loss"] * part).backward()
-            means.add(logged, examples)
+        for number, piece in enumerate(pieces, start=1):
+            with autocast(device):
+                logged = forward(piece.batch, number == len(pieces))
+            watch.look(logged, means.steps)
+            loss = logged["loss"] if piece.weight == 1 else logged["loss"] * piece.weight
+            scaler.scale(loss).backward()
+            means.add(logged, piece.examples)
+        # 3. Clip the gradient.
         if clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trainable, clip_norm)
-        if rates is not None:
-            rates.advance()
+        # 4. Step.
         scaler.step(optimizer)
         scaler.update()
-        means.steps = step
         if stop is not None and stop():
             break
+    watch.report()
     team.total(means)
     team.same_buffers(model)
     return means.result()
@@ -193,28 +216,99 @@ def evaluate(
     """Means over all examples of what the objective logs, in eval mode and without gradients.
 
     Args:
-        objective: as for `fit`; cross-entropy ("loss") and "accuracy" of `model(x)` when None.
+        objective: as for `fit`; `classification()`, so "loss" and "accuracy" of `model(x)`, when None.
 
-    The model's training flags are put back afterwards.  With several processes, call it in all of them.
+    The training flags of model and objective are put back afterwards.  With several processes, call it in
+    all of them.
 
     Raises:
         ValueError: the loader is empty.
     """
     device = device or pick_device()
-    model.to(device)
-    means, team = Means(), Team(device)
-    with _eval_mode(model), torch.inference_mode(), autocast(device, mixed_precision(device)):
+    objective = objective or classification()
+    _move(model, objective, device)
+    means = Means()
+    team = Team(device)
+    with _eval_mode(model, objective), torch.inference_mode(), autocast(device):
         for batch in loader:
-            for piece, _, examples in team.share(to_device(batch, device), 1):
-                means.add((objective or _cross_entropy)(model, piece), examples)
+            for piece in team.share(to_device(batch, device), accumulate=1):
+                means.add(objective(model, piece.batch), piece.examples)
     team.total(means)
     return means.result()
 
 
+def accuracy(model: nn.Module, examples: Examples, *, device: torch.device | None = None) -> float:
+    """The part of the examples that a classifier, [N, ...] -> [N, C], gets right."""
+    return evaluate(model, TensorLoader(examples, 256, device=device), device=device)["accuracy"]
+
+
+class _LossWatch:
+    """Notices a loss that is not finite: at once on a CPU; on a GPU within `LOOK_EVERY` steps, without waiting."""
+
+    def __init__(self, device: torch.device, epoch: int) -> None:
+        self.epoch = epoch
+        self.every = 1 if device.type == "cpu" else LOOK_EVERY
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # the first such step; 0: none so far
+        self.looked = 0
+
+    def look(self, logged: dict[str, Tensor], step: int) -> None:
+        if "loss" not in logged:
+            raise ValueError(f"the objective returned {sorted(logged)}; it must have an entry 'loss'")
+        loss = logged["loss"]
+        if self.every == 1:
+            if not math.isfinite(loss.item()):
+                self._raise(step, loss.item())
+            return
+        is_first = ~torch.isfinite(loss.detach()) & (self.first_bad == 0)
+        self.first_bad = torch.where(is_first, step, self.first_bad)
+        self.looked += 1
+        if self.looked % self.every == 0:
+            self.report()
+
+    def report(self) -> None:
+        """Wait for the device, and raise if a loss was not finite."""
+        if self.every > 1 and (step := int(self.first_bad)):
+            self._raise(step, math.nan)
+
+    def _raise(self, step: int, loss: float) -> None:
+        raise FloatingPointError(
+            f"the loss is {loss} in epoch {self.epoch}, step {step}; lower the learning rate, "
+            "set clip_norm=1.0, or look for NaN in the inputs"
+        )
+
+
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(part, part.training) for part in model.modules()]
-    model.eval()
+def _best_weights_survive(run: RunState) -> Iterator[None]:
+    try:
+        yield
+    except FloatingPointError:
+        run.restore_best()
+        raise
+
+
+def _with_progress(objective: Objective) -> list[nn.Module]:
+    """The objective and those inside it that want to know how far the run is."""
+    parts = objective.modules() if isinstance(objective, nn.Module) else ()
+    return [part for part in parts if hasattr(part, "progress")]
+
+
+def _move(model: nn.Module, objective: Objective, device: torch.device) -> None:
+    model.to(device)
+    if isinstance(objective, nn.Module):
+        objective.to(device)
+
+
+def _bar(run: RunState, epochs: int, team: Team) -> tqdm:
+    delay = 2 if team.rank == 0 else math.inf  # one bar for all processes
+    return tqdm(total=epochs, initial=len(run.history), desc="fit", unit="epoch", delay=delay, leave=False)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module, objective: Objective) -> Iterator[None]:
+    roots = [module for module in (model, objective) if isinstance(module, nn.Module)]
+    flags = [(part, part.training) for root in roots for part in root.modules()]
+    for root in roots:
+        root.eval()
     try:
         yield
     finally:
@@ -222,38 +316,34 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    x, y = batch
-    logits = model(x)
-    return {"loss": F.cross_entropy(logits, y), "accuracy": (logits.argmax(1) == y).float().mean()}
-
-
-def _check(train_loader, validation_loader, optimizer, epochs: int, accumulate: int) -> None:
+def _check(
+    loaders: tuple[Iterable, Iterable | None],
+    model: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    accumulate: int,
+) -> None:
+    """Refuse what cannot work, before anything is done."""
     if epochs < 1 or accumulate < 1:
         raise ValueError(f"epochs={epochs} and accumulate={accumulate} must be at least 1")
-    for name, loader in [("training", train_loader), ("validation", validation_loader)]:
+    for name, loader in zip(("training", "validation"), loaders, strict=True):
         if loader is not None and len(loader) == 0:
             raise ValueError(f"the {name} loader is empty: it needs at least one batch (is drop_last set?)")
-    if not any(p.requires_grad for group in optimizer.param_groups for p in group["params"]):
+    moving = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(parameter.requires_grad for parameter in moving):
         raise ValueError("the optimizer holds no trainable parameter; unfreeze the head or part of the body first")
-
-
-def _check_loss(logged: dict[str, Tensor], epoch: int, step: int) -> None:
-    if "loss" not in logged:
-        raise ValueError(f"the objective returned {sorted(logged)}; it must have an entry 'loss'")
-    loss = logged["loss"].item()
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss is {loss} in epoch {epoch}, step {step}; lower the learning rate, "
-            "set clip_norm=1.0, or look for NaN in the inputs"
+    own = dict(objective.named_parameters()) if isinstance(objective, nn.Module) else {}
+    missing = [name for name, parameter in own.items() if parameter.requires_grad and parameter not in moving]
+    if missing:
+        raise ValueError(
+            f"the optimizer does not hold {missing[:3]} of the objective, which would never learn; make it over "
+            "[*model.parameters(), *objective.parameters()]"
         )
-
-
-def _prefixed(prefix: str, numbers: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}_{name}": value for name, value in numbers.items()}
-
-
-def _score(record: dict, monitor: str) -> float:
-    if monitor not in record:
-        raise ValueError(f"monitor={monitor!r} is not logged; choose one of {sorted(record)}")
-    return record[monitor] if monitor.endswith("loss") else -record[monitor]
+    strangers = moving - set(model.parameters()) - set(own.values())
+    if strangers:
+        shapes = [list(parameter.shape) for parameter in strangers][:3]
+        raise ValueError(
+            f"the optimizer holds {len(strangers)} parameters {shapes} of neither model nor objective; if they belong "
+            "to the objective, make it an nn.Module that owns them"
+        )

@@ -9,25 +9,43 @@ import torch
 class Rates:
     """The learning rates of an optimizer, step by step: their first values times `schedule(progress)`.
 
-    Progress is taken at the middle of a step, so that no step is lost at a factor of 0.  A plain
-    number says where the run is, which makes it easy to continue one.
+    Progress is taken at the middle of a step, so that no step is lost at a factor of 0.  A plain number
+    says where the run is, which makes it easy to continue one.  As a context it puts the first rates back
+    at the end, so that the optimizer can be used for another run.
+
+    Args:
+        optimizer: with the first rates in its groups.
+        schedule: factor on every rate as a function of progress in [0, 1]; constant when None.
+        total_steps: of the whole run.
+
+    Attributes:
+        step: number of steps taken.
+        first: the first rate of every group.
     """
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, schedule: Callable[[float], float] | None, total_steps: int
     ) -> None:
-        self.optimizer, self.schedule, self.total_steps, self.step = optimizer, schedule, total_steps, 0
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.total_steps = total_steps
+        self.step = 0
         self.first = [group["lr"] for group in optimizer.param_groups]
 
-    def advance(self) -> None:
-        """Set the rates of the next step."""
-        factor = self.schedule((self.step + 0.5) / self.total_steps) if self.schedule is not None else 1.0
-        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
-            group["lr"] = rate * factor
+    def advance(self) -> float:
+        """Set the rates of the next step; returns the progress of the run in its middle."""
+        progress = (self.step + 0.5) / self.total_steps
         self.step += 1
+        if self.schedule is not None:
+            factor = self.schedule(progress)
+            for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
+                group["lr"] = rate * factor
+        return progress
 
-    def restore(self) -> None:
-        """Put the first rates back, so that the optimizer can be used for another run."""
+    def __enter__(self) -> "Rates":
+        return self
+
+    def __exit__(self, *_error) -> None:
         for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
             group["lr"] = rate
 

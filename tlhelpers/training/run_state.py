@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,26 +15,28 @@ from tlhelpers.training.schedules import Rates
 
 
 class Means:
-    """Running means weighted by examples; sums stay on the device until `result`.
+    """Running means weighted by examples.
+
+    On a GPU the sums stay there until `result`, because reading a number would wait for the device.
 
     Attributes:
         steps: batches so far, which the loop counts.
         examples: examples so far.
-        sums: per name, the sum over examples (0-d float32).
+        sums: per name, the sum over examples: a number, or a 0-d tensor on a GPU.
     """
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps = self.examples = 0
+        self.sums: dict[str, float | Tensor] = {}
+        self.steps = 0
+        self.examples = 0
 
-    def add(self, logged: dict[str, Tensor], n: int) -> None:
-        """Count n examples, of which `logged` holds the means."""
-        self.examples += n
+    def add(self, logged: dict[str, Tensor], examples: int) -> None:
+        """Count so many examples, of which `logged` holds the means."""
+        self.examples += examples
         for name, value in logged.items():
-            value = torch.as_tensor(value).detach()
-            if name not in self.sums:
-                self.sums[name] = torch.zeros((), device=value.device)
-            self.sums[name].add_(value, alpha=n)
+            if isinstance(value, Tensor):
+                value = value.item() if value.is_cpu else value.detach().float()
+            self.sums[name] = self.sums.get(name, 0.0) + value * examples
 
     def result(self) -> dict[str, float]:
         """The means.
@@ -47,13 +50,15 @@ class Means:
 
 
 @dataclass
-class Run:
+class RunState:
     """One run of `fit`: the objects that it changes, and how far it is.
 
     Attributes:
         history: the records of the finished epochs.
-        best: the lowest score so far, of epoch `best_epoch`, which left `best_weights`.
-        means, seconds: of the epoch under way; no steps between epochs.
+        best_loss: the lowest validation loss so far, which belongs to `best_weights`.
+        means: of the epoch under way; no steps between epochs.
+        seconds: that earlier calls have spent on the epoch under way.
+        epoch_start: what decided the batches of the epoch under way.
     """
 
     model: nn.Module
@@ -63,16 +68,62 @@ class Run:
     rates: Rates
     loaders: tuple[Iterable, Iterable | None]
     history: list[dict] = field(default_factory=list)
-    best: float = math.inf
-    best_epoch: int = 0
+    best_loss: float = math.inf
     best_weights: dict[str, Tensor] | None = None
     means: Means = field(default_factory=Means)
     seconds: float = 0.0
-    start: dict = field(default_factory=dict)
+    epoch_start: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._clock = time.perf_counter()
 
     def __str__(self) -> str:
         steps = f" and {self.means.steps} of {len(self.loaders[0])} steps" if self.means.steps else ""
         return f"{len(self.history)} epoch(s){steps}"
+
+    def remaining_batches(self) -> Iterator:
+        """The batches of this epoch: all of them, or those that an interrupted epoch has left."""
+        self._clock = time.perf_counter() - self.seconds
+        batches = self.loaders[0]
+        if self.means.steps == 0:
+            self.epoch_start = batch_order(self.loaders)
+            yield from batches
+            return
+        now = random_states()
+        set_batch_order(self.loaders, self.epoch_start)
+        batches = iter(batches)
+        for _ in range(self.means.steps):
+            next(batches)
+        set_random_states(now)
+        yield from batches
+
+    @property
+    def epoch_is_whole(self) -> bool:
+        """Every batch of the epoch under way was learnt from."""
+        return self.means.steps == len(self.loaders[0])
+
+    def end_epoch(self, train: dict[str, float], validation: dict[str, float] | None) -> dict:
+        """Record a finished epoch, and keep the weights if they are the best so far; returns the record."""
+        record = {"epoch": len(self.history) + 1, "lr": self.optimizer.param_groups[0]["lr"]}
+        record |= {f"train_{name}": value for name, value in train.items()}
+        if validation is not None:
+            record |= {f"validation_{name}": value for name, value in validation.items()}
+            if validation["loss"] < self.best_loss:
+                self.best_loss = validation["loss"]
+                self.best_weights = copy.deepcopy(self.model.state_dict())
+        elif next(self.model.parameters()).device.type != "cpu":
+            # On a GPU a broken loss is noticed some steps late; the last weights that were right are kept for it.
+            self.best_weights = copy.deepcopy(self.model.state_dict())
+        self.history.append(record | {"seconds": time.perf_counter() - self._clock})
+        self.means = Means()
+        self.seconds = 0.0
+        return self.history[-1]
+
+    def restore_best(self) -> None:
+        """Put the best weights so far back into the model, if there are any, and leave it in eval mode."""
+        if self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+        self.model.eval()
 
     def plan(self) -> dict:
         """What must be the same for a run to be continued, in words and numbers."""
@@ -88,94 +139,50 @@ class Run:
             "schedule": schedule and [float(schedule(part)) for part in (0.05, 0.25, 0.5, 0.75, 0.95)],
             "optimizer": {"kind": type(self.optimizer).__name__, **groups},
             "model": model,
+            "objective": sorted(self._objective_state()),
         }
-
-    def begin_epoch(self) -> Iterable:
-        """The batches of the epoch that are still to come."""
-        if self.means.steps == 0:
-            self.start = _outside_state(self.loaders)
-            return self.loaders[0]
-        now = random_states()
-        _set_outside_state(self.loaders, self.start)
-        return _Rest(self.loaders[0], self.means.steps, now)
-
-    def end_epoch(self, record: dict, score: float | None) -> None:
-        """Keep the record of a finished epoch, and the weights if its score (less is better) is the best so far."""
-        self.history.append(record)
-        self.means, self.seconds = Means(), 0.0
-        if score is not None and score < self.best:
-            self.best, self.best_epoch = score, record["epoch"]
-            self.best_weights = copy.deepcopy(self.model.state_dict())
-
-    def has_waited(self, patience: int | None) -> bool:
-        """True when the last `patience` epochs brought no new best."""
-        return patience is not None and 0 < self.best_epoch <= len(self.history) - patience
-
-    def finish(self) -> list[dict]:
-        """Leave the model with its best weights in eval mode; the history."""
-        if self.best_weights is not None:
-            self.model.load_state_dict(self.best_weights)
-        self.model.eval()
-        return self.history
 
     def state(self) -> dict:
         """All of it as tensors and plain values."""
         if self.means.steps == 0:
-            self.start = _outside_state(self.loaders)
+            self.epoch_start = batch_order(self.loaders)
+        else:
+            self.seconds = time.perf_counter() - self._clock
         return {
             "model": dict(self.model.state_dict()),
-            "outside": self._outside_parameters(),
+            "objective": self._objective_state(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "objective": dict(getattr(self.objective, "state", {})),
             "step": self.rates.step,
             "history": self.history,
-            "best": (self.best, self.best_epoch, self.best_weights and dict(self.best_weights)),
+            "best": (self.best_loss, self.best_weights and dict(self.best_weights)),
             "means": vars(self.means),
             "seconds": self.seconds,
-            "start": self.start,
+            "epoch_start": self.epoch_start,
             "random": random_states(),
         }
 
     def load_state(self, state: dict) -> None:
         """Go to where `state` was taken; the objects must be like those it was taken from."""
         self.model.load_state_dict(state["model"])
-        with torch.no_grad():
-            for parameter, saved in zip(self._outside_parameters(), state["outside"], strict=True):
-                parameter.copy_(saved)
+        if isinstance(self.objective, nn.Module):
+            self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        getattr(self.objective, "state", {}).update(state["objective"])
-        self.rates.step, self.history, self.seconds = state["step"], state["history"], state["seconds"]
-        self.best, self.best_epoch, self.best_weights = state["best"]
-        device = next(p.device for group in self.optimizer.param_groups for p in group["params"])
-        sums = {name: torch.as_tensor(total).to(device) for name, total in state["means"]["sums"].items()}
+        self.rates.step = state["step"]
+        self.history = state["history"]
+        self.best_loss, self.best_weights = state["best"]
+        device = next(self.model.parameters()).device
+        sums = state["means"]["sums"]
+        sums = {name: total.to(device) if isinstance(total, Tensor) else total for name, total in sums.items()}
         vars(self.means).update(state["means"] | {"sums": sums})
-        self.start = state["start"]
-        _set_outside_state(self.loaders, self.start)
+        self.seconds = state["seconds"]
+        self.epoch_start = state["epoch_start"]
+        set_batch_order(self.loaders, self.epoch_start)
         set_random_states(state["random"])
 
-    def _outside_parameters(self) -> list[Tensor]:
-        """What the optimizer moves outside the model, such as the discriminator of an objective."""
-        inside = {id(p) for p in self.model.parameters()}
-        return [p for group in self.optimizer.param_groups for p in group["params"] if id(p) not in inside]
-
-
-class _Rest:
-    """A loader without the first batches of its next pass, which an interrupted epoch has seen."""
-
-    def __init__(self, loader: Iterable, seen: int, states: dict) -> None:
-        self.loader, self.seen, self.states = loader, seen, states
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator:
-        batches = iter(self.loader)
-        for _ in range(self.seen):
-            next(batches)
-        set_random_states(self.states)
-        yield from batches
+    def _objective_state(self) -> dict:
+        return dict(self.objective.state_dict()) if isinstance(self.objective, nn.Module) else {}
 
 
 def random_states() -> dict:
@@ -195,12 +202,12 @@ def set_random_states(states: dict) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def _outside_state(loaders: tuple[Iterable, Iterable | None]) -> dict:
+def batch_order(loaders: tuple[Iterable, Iterable | None]) -> dict:
     """What decides the batches of the next passes."""
     return {"loaders": [_position(loader) for loader in loaders], "random": random_states()}
 
 
-def _set_outside_state(loaders: tuple[Iterable, Iterable | None], state: dict) -> None:
+def set_batch_order(loaders: tuple[Iterable, Iterable | None], state: dict) -> None:
     for loader, position in zip(loaders, state["loaders"], strict=True):
         _set_position(loader, position)
     set_random_states(state["random"])

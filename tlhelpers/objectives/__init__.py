@@ -1,0 +1,49 @@
+"""Objectives: what is optimised, one factory per method of transfer; see `supervised.py` for what an objective is."""
+
+from tlhelpers.objectives.adaptation import (
+    adabn,
+    check_domains,
+    coral,
+    coral_distance,
+    coral_transform,
+    dann,
+    dann_lambda,
+    mmd,
+    reverse_gradient,
+    squared_mmd,
+)
+from tlhelpers.objectives.distillation import (
+    attention_map,
+    attention_transfer,
+    distillation,
+    distillation_loss,
+    feature_match,
+)
+from tlhelpers.objectives.multitask import gradient_cosine, multitask, project_conflicting, uncertainty_weighted
+from tlhelpers.objectives.supervised import Batch, Objective, classification, l2_sp
+
+__all__ = [
+    "Batch",
+    "Objective",
+    "adabn",
+    "attention_map",
+    "attention_transfer",
+    "check_domains",
+    "classification",
+    "coral",
+    "coral_distance",
+    "coral_transform",
+    "dann",
+    "dann_lambda",
+    "distillation",
+    "distillation_loss",
+    "feature_match",
+    "gradient_cosine",
+    "l2_sp",
+    "mmd",
+    "multitask",
+    "project_conflicting",
+    "reverse_gradient",
+    "squared_mmd",
+    "uncertainty_weighted",
+]
