@@ -55,11 +55,11 @@ site: .venv/site
 
 # Reveal slides of every page, which need no network: open build/slides/*.html; S shows the speaker's notes.
 slides: .venv/site
-	$(BIN)/python docs/kit.py slides
+	$(BIN)/python -m tools.kit slides
 
 # Copies for a class: no outputs, no solutions.
 student: .venv/ready
-	$(BIN)/python docs/kit.py student
+	$(BIN)/python -m tools.kit student
 
 .venv/site: .venv/ready
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[site]"
@@ -67,7 +67,7 @@ student: .venv/ready
 
 notebooks: .venv/ready
 	$(BIN)/python -m tools.pages
-	$(BIN)/python docs/kit.py guide
+	$(BIN)/python -m tools.kit guide
 
 # What you have solved, also as a table for an instructor.
 progress: .venv/ready
@@ -77,6 +77,7 @@ progress: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 # About ten minutes on one core; the alternatives that it compares with stay in an environment of their own.
 bench: .venv-bench/ready

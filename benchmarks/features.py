@@ -2,7 +2,7 @@
 
 Three ways to train a classifier for 20 epochs on a frozen body.  "again" sends every batch through the
 body, as the articles do; "cached" extracts once and trains the same head on the same batches, which gives
-the same losses; "probe" extracts once and calls `linear_probe`, as the pages do.
+the same losses; "probe" extracts once and calls `fit_probe`, as the pages do.
 """
 
 import torch
@@ -10,13 +10,12 @@ from torch import nn
 
 from benchmarks.nets import noise, resnet18
 from benchmarks.timing import SMOKE, interleaved, ratio, save, use_one_thread
-from tlhelpers.models.backbones import Backbone, GlyphNet, Normalize
-from tlhelpers.data.examples import Part, TensorLoader
-from tlhelpers.analysis.features import extract_features, linear_probe
-from tlhelpers.objectives.supervised import classification
+from tlhelpers.analysis import extract_features, fit_probe
+from tlhelpers.data import Examples, TensorLoader
+from tlhelpers.models import Backbone, GlyphNet, Normalize, PhotoBody, freeze
+from tlhelpers.objectives import classification
 from tlhelpers.runtime import pick_device
-from tlhelpers.models.surgery import freeze
-from tlhelpers.training.loop import fit
+from tlhelpers.training import fit
 
 EPOCHS = 20
 # Network: shape of an example, examples, rounds.
@@ -26,42 +25,45 @@ CASES = {"GlyphNet": ((1, 32, 32), 320, 3), "ResNet-18, 64 px": ((3, 64, 64), 64
 def body(name: str) -> Backbone:
     """A frozen body from random weights; speed does not depend on them."""
     torch.manual_seed(0)
-    module, width = (GlyphNet(), GlyphNet.feature_dim) if name == "GlyphNet" else (resnet18(), 512)
-    if width == 512:
-        module.fc = nn.Identity()
+    if name == "GlyphNet":
+        module = GlyphNet(0.5, 0.3)
+    else:
+        network = resnet18()
+        network.fc = nn.Identity()
+        module = PhotoBody(Normalize(0.5, 0.3), network, 512)
     freeze(module)
-    return Backbone(name, module.eval(), width, Normalize(0.5, 0.3), None, (), {})
+    return Backbone(module.eval(), module.feature_dim, name)
 
 
-def head_losses(model: nn.Module, head: nn.Linear, part: Part, transform) -> list[float]:
+def head_losses(model: nn.Module, head: nn.Linear, part: Examples) -> list[float]:
     """Train `head`, the last layer of `model`, with batches of 32; returns the loss of every epoch."""
-    loader = TensorLoader(part, 32, shuffle=True, transform=transform)
+    loader = TensorLoader(part, 32, shuffle=True)
     history = fit(model, (loader, None), classification(), torch.optim.SGD(head.parameters(), lr=0.1), epochs=EPOCHS)
     return [record["train_loss"] for record in history]
 
 
-def again(backbone: Backbone, part: Part) -> list[float]:
+def again(backbone: Backbone, part: Examples) -> list[float]:
     """Body and head in one model."""
     torch.manual_seed(0)
     head = nn.Linear(backbone.feature_dim, 10)
-    return head_losses(nn.Sequential(backbone.module, head), head, part, backbone.transform)
+    return head_losses(nn.Sequential(backbone.module, head), head, part)
 
 
-def cached(backbone: Backbone, part: Part) -> list[float]:
+def cached(backbone: Backbone, part: Examples) -> list[float]:
     """The head alone, on features."""
     torch.manual_seed(0)
     head = nn.Linear(backbone.feature_dim, 10)
     features = extract_features(backbone, part)
-    return head_losses(head, head, Part("features", features.x, features.y, part.classes, part.indices), None)
+    return head_losses(head, head, Examples("features", features.x, features.y, part.classes, part.indices))
 
 
-def bare(backbone: Backbone, part: Part) -> None:
+def bare(backbone: Backbone, part: Examples) -> None:
     """The shortest extraction: the body over the same batches, results thrown away."""
     device = pick_device()
     module = backbone.module.to(device)
     with torch.inference_mode():
         for x in part.x.split(256):
-            module(backbone.transform(x.to(device)))
+            module(x.to(device))
 
 
 def measure(name: str, shape: tuple[int, ...], examples: int, rounds: int) -> tuple[dict, dict]:
@@ -72,8 +74,7 @@ def measure(name: str, shape: tuple[int, ...], examples: int, rounds: int) -> tu
     assert apart < 1e-3, f"cached features must give the losses of the slow way; they differ by {apart}"
 
     def probe() -> None:
-        features = extract_features(backbone, part)
-        linear_probe(features, features)
+        fit_probe(extract_features(backbone, part))
 
     runs = {"again": lambda: again(backbone, part), "cached": lambda: cached(backbone, part), "probe": probe}
     training = interleaved(runs, rounds)

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import SMOKE, save, summary
-from tlhelpers.objectives.supervised import classification
+from tlhelpers.models import freeze
+from tlhelpers.objectives import classification
 from tlhelpers.runtime import pick_device
-from tlhelpers.models.surgery import freeze
-from tlhelpers.training.loop import fit
+from tlhelpers.training import fit
 
 DEVICE = pick_device()
 TINY = DEVICE.type == "cpu"
@@ -157,13 +157,11 @@ def probe() -> nn.Module:
 
 
 def extraction_rows(top: float) -> tuple[dict, dict]:
-    """Forward passes of ResNet-50 on resident batches through `features.feature_function` and by hand."""
-    from tlhelpers.models.backbones import Backbone, Normalize
-    from tlhelpers.analysis.features import feature_function
+    """Forward passes of ResNet-50 on resident batches through `analysis.feature_function` and by hand."""
+    from tlhelpers.analysis import feature_function
 
     model, batch = resnet50(), photographs()
-    backbone = Backbone("resnet50", model, 1000, Normalize(0.0, 1.0), None, (), {})
-    with feature_function(backbone) as outputs:
+    with feature_function(model) as outputs:
         ours = seconds_of(lambda: [outputs(batch[0]) for _ in range(STEPS)])
     hand = seconds_of(lambda: pass_over(model, batch))
     rate = BATCH * STEPS / statistics.median(ours)

@@ -7,9 +7,9 @@ from torch import nn
 
 from benchmarks.nets import hand_loop, noise, resnet18, tiny_cnn
 from benchmarks.timing import SMOKE, interleaved, keep_freed_memory, ratio, save, use_one_thread
-from tlhelpers.data.examples import TensorLoader
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.training.loop import fit
+from tlhelpers.data import TensorLoader
+from tlhelpers.objectives import classification
+from tlhelpers.training import fit
 
 # Row: network, shape of an example, batches of 32 per round, rounds.
 CASES = {

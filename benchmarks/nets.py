@@ -6,17 +6,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tlhelpers.models.backbones import Backbone, GlyphNet, Normalize
-from tlhelpers.data.examples import Part
+from tlhelpers.data import Examples
 from tlhelpers.experiments.distillation import tiny_cnn
-from tlhelpers.models.surgery import attach_head
+from tlhelpers.models import GlyphNet, attach_head
 
 __all__ = ["glyph_net", "hand_loop", "noise", "resnet18", "tiny_cnn"]
 
 
 def glyph_net() -> nn.Module:
     """The body of the course with a new head, [N, 1, 32, 32] -> [N, 10], 0.2 M parameters."""
-    return attach_head(Backbone("untrained", GlyphNet(), GlyphNet.feature_dim, Normalize(0, 1), None, (), {}), 10)
+    return attach_head(GlyphNet(), 10)
 
 
 def resnet18() -> nn.Module:
@@ -26,10 +25,10 @@ def resnet18() -> nn.Module:
     return resnet18(num_classes=10)
 
 
-def noise(n: int, *shape: int) -> Part:
+def noise(n: int, *shape: int) -> Examples:
     """Uniform noise [n, *shape] with ten labels in turn: for timings that no accuracy belongs to."""
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))
-    return Part("noise", x, torch.arange(n) % 10, tuple("0123456789"), torch.arange(n))
+    return Examples("noise", x, torch.arange(n) % 10, tuple("0123456789"), torch.arange(n))
 
 
 def hand_loop(model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, epochs: int = 1) -> None:

@@ -12,10 +12,9 @@ import torch
 
 from benchmarks.nets import glyph_net, noise, resnet18
 from benchmarks.timing import SMOKE, save, summary
-from tlhelpers.data.examples import TensorLoader
-from tlhelpers.training.distributed import Team
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.training.loop import fit
+from tlhelpers.data import TensorLoader
+from tlhelpers.objectives import classification
+from tlhelpers.training import Team, fit
 
 # Row: network, shape of an example, global batches of 64.
 CASES = {"processes/GlyphNet": (glyph_net, (1, 32, 32), 10), "processes/ResNet-18, 64 px": (resnet18, (3, 64, 64), 3)}

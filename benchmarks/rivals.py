@@ -16,13 +16,10 @@ from torch.utils.data import Dataset, TensorDataset
 from benchmarks.nets import resnet18
 from benchmarks.timing import SMOKE, fastest, interleaved, keep_freed_memory, ratio, save, use_one_thread
 from benchmarks.trainers import BATCH, CPU, RATE, RIVALS, by_hand
-from tlhelpers.data.augment import Jitter
-from tlhelpers.models.backbones import load_backbone
-from tlhelpers.data.examples import Part, TensorLoader
-from tlhelpers.data.named import TARGET_JITTER, load_dataset
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.models.surgery import attach_head
-from tlhelpers.training.loop import evaluate, fit
+from tlhelpers.data import TARGET_JITTER, Examples, Jitter, TensorLoader, load_dataset
+from tlhelpers.models import attach_head, load_backbone
+from tlhelpers.objectives import classification
+from tlhelpers.training import evaluate, fit
 
 AFFINE = Jitter(degrees=10, scale=(0.8, 1.1), shear=0.2)
 
@@ -40,7 +37,7 @@ class Augmented(Dataset):
         return self.transform(self.images[i]), self.labels[i]
 
 
-def per_sample(part: Part, *, elastic: bool) -> Augmented:
+def per_sample(part: Examples, *, elastic: bool) -> Augmented:
     """torchvision's counterpart of `Jitter`: the same angle, scale, slant; a shift; smooth bending of the same size.
 
     Without bending the images are PIL's, whose affine transform is four times as fast as that of tensors.
@@ -57,7 +54,7 @@ def per_sample(part: Part, *, elastic: bool) -> Augmented:
     return Augmented(images, part.y, v2.Compose([affine, *to_tensor]))
 
 
-def ours(model: nn.Module, part: Part, epochs: int, augment: Jitter | None = None) -> None:
+def ours(model: nn.Module, part: Examples, epochs: int, augment: Jitter | None = None) -> None:
     """`fit` on batches taken from one resident tensor, augmented as a whole."""
     loader = TensorLoader(part, BATCH, shuffle=True, augment=augment, seed=torch.initial_seed(), device=CPU)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
@@ -71,8 +68,8 @@ def glyph_net() -> nn.Module:
 
 def compare(
     network: Callable[[], nn.Module],
-    train: Part,
-    test: Part,
+    train: Examples,
+    test: Examples,
     epochs: int,
     rounds: int,
     data: Dataset | None = None,
@@ -89,7 +86,7 @@ def compare(
     by_hand(begun, data, before)
     trained: dict[str, list[nn.Module]] = {}
 
-    def run(name: str, train_with: Callable, source: Part | Dataset) -> None:
+    def run(name: str, train_with: Callable, source: Examples | Dataset) -> None:
         model = network()
         model.load_state_dict(begun.state_dict())
         model.train()  # Lightning takes the mode as it finds it, and a pretrained body comes in eval mode
@@ -105,10 +102,10 @@ def compare(
     return seconds, scores
 
 
-def as_photographs(part: Part, n: int) -> Part:
+def as_photographs(part: Examples, n: int) -> Examples:
     """The first n digits as images of three channels and 64x64 pixels."""
     x = F.interpolate(part.x[:n], size=64, mode="bilinear").expand(-1, 3, -1, -1).contiguous()
-    return Part(part.name, x, part.y[:n], part.classes, part.indices[:n])
+    return Examples(part.name, x, part.y[:n], part.classes, part.indices[:n])
 
 
 def accuracy_gap(scores: dict[str, list[float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.nets import hand_loop, noise, resnet18
 from benchmarks.timing import RESULTS, SMOKE, interleaved, save, summary, use_one_thread
-from tlhelpers.data.examples import TensorLoader
+from tlhelpers.data import TensorLoader
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
 IMAGENET, EPOCHS, MANY = 1_281_167, 10, 10**9

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import SMOKE, save, summary, use_one_thread
-from tlhelpers.models.backbones import Backbone, Normalize
-from tlhelpers.data.examples import Part, TensorLoader
-from tlhelpers.analysis.streaming import stream_features
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.training.loop import fit
+from tlhelpers.analysis import stream_features
+from tlhelpers.data import Examples, TensorLoader
+from tlhelpers.objectives import classification
+from tlhelpers.training import fit
 
 SIZES = (1_000, 2_000, 4_000) if SMOKE else (10_000, 100_000, 1_000_000)
 INPUTS, FEATURES, BATCH = 16, 64, 500
@@ -45,14 +44,14 @@ def child(rows: int) -> dict[str, float]:
     """Stream, then train a probe for one epoch; seconds and MiB."""
     use_one_thread()
     torch.manual_seed(0)
-    body = Backbone("simulated", nn.Linear(INPUTS, FEATURES), FEATURES, Normalize(0, 1), None, (), {})
+    body = nn.Linear(INPUTS, FEATURES)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "features.safetensors"
+        path = Path(folder) / "features.npy"
         stream_features(body, simulated(BATCH), path, rows=BATCH)  # whatever is made at the first call is made now
         began, before = time.perf_counter(), memory("VmHWM")
         found = stream_features(body, simulated(rows), path, rows=rows)
         result = {"seconds": time.perf_counter() - began, "peak_mib": memory("VmHWM") - before}
-        part = Part("features", found.x, found.y, tuple("0123456789"), torch.arange(rows))
+        part = Examples("features", found.x, found.y, tuple("0123456789"), torch.arange(rows))
         head = nn.Linear(FEATURES, 10)
         began, before = time.perf_counter(), memory("RssAnon")
         history = fit(

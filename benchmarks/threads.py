@@ -1,7 +1,7 @@
 """Row 5: what too many threads cost, and what the course does about it.
 
 Two processes train at the same time, as two kernels under `make test` do: with two threads each, and with
-one each.  And `linear_probe`, which holds scikit-learn's BLAS to one thread, against the same regression
+one each.  And `fit_probe`, which holds scikit-learn's BLAS to one thread, against the same regression
 without that limit, in a process whose torch uses all cores.
 """
 
@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.nets import glyph_net, hand_loop, noise
 from benchmarks.timing import SMOKE, interleaved, ratio, save
-from tlhelpers.data.examples import TensorLoader
-from tlhelpers.analysis.features import C_GRID, Features, linear_probe
+from tlhelpers.analysis import C_GRID, Features, fit_probe
+from tlhelpers.data import TensorLoader
 
 STEPS = 2 if SMOKE else 10
 LIMIT = 60.0  # seconds: threads that wait for each other may take minutes for what one does in a second
@@ -48,7 +48,7 @@ def two_at_once(threads: int) -> float:
 
 
 def unlimited_probe(train: Features) -> None:
-    """`linear_probe` without its limit."""
+    """`fit_probe` without its limit."""
     scaler = StandardScaler().fit(train.x)
     fit = LogisticRegression(C=C_GRID[1], max_iter=1000).fit(scaler.transform(train.x), train.y)
     fit.predict(scaler.transform(train.x))
@@ -58,7 +58,7 @@ def probes() -> None:
     """Time both regressions with as many threads as there are cores; prints {name: seconds of every round}."""
     x = torch.randn(1000, 96, generator=torch.Generator().manual_seed(0))
     train = Features(x, x[:, :10].argmax(1))
-    contenders = {"unlimited": lambda: unlimited_probe(train), "linear_probe": lambda: linear_probe(train, train)}
+    contenders = {"unlimited": lambda: unlimited_probe(train), "fit_probe": lambda: fit_probe(train).predict(train.x)}
     print(json.dumps(interleaved(contenders, 1 if SMOKE else 9)))
 
 
@@ -77,7 +77,7 @@ def main() -> None:
     regressions = json.loads(unlimited("probes"))
     rows = {
         "threads/two processes": ratio(pairs, "two threads each", "one thread each"),
-        "threads/probe": ratio(regressions, "unlimited", "linear_probe"),
+        "threads/probe": ratio(regressions, "unlimited", "fit_probe"),
     }
     save("threads", rows, {"two processes": pairs, "probe": regressions})
 

@@ -81,7 +81,7 @@ def full_disk_progress(folder: Path) -> list[int]:
     size = book.stat().st_size + len(', "05.q2": "2026-01-01T00:00:00+00:00"')
     for k in range(size):
         scorebook.write(book, before)
-        scorebook._said.clear()
+        scorebook._complaints.clear()
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             resource.setrlimit(resource.RLIMIT_FSIZE, (k, resource.RLIM_INFINITY))

@@ -15,14 +15,12 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # the first optimizer would import it, which takes seconds, in every child
-from toys import CPU, toy_model, toy_part, weights_of
+from toys import CPU, toy_examples, toy_model, weights_of
 
-from tlhelpers.training import checkpoint
-from tlhelpers.data.examples import TensorLoader
-from tlhelpers.objectives.supervised import classification
+from tlhelpers.data import TensorLoader
+from tlhelpers.objectives import classification
 from tlhelpers.runtime import seed_everything
-from tlhelpers.training.schedules import warmup_cosine
-from tlhelpers.training.loop import fit
+from tlhelpers.training import checkpoint, fit, warmup_cosine
 
 PAUSE = 0.004  # seconds
 
@@ -30,17 +28,20 @@ PAUSE = 0.004  # seconds
 def whole_run(path, *, epochs=4, seed=0, objective=None, **options):
     """A small run with everything that a checkpoint must keep; returns history, weights and predictions."""
     seed_everything(seed)
-    model, part = toy_model(), toy_part()  # dropout draws from torch's generator
+    model = toy_model()  # its dropout draws from torch's generator
+    examples = toy_examples()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
 
     def noisy(x, generator):
         return x + 0.1 * torch.randn(x.shape, generator=generator) + 0.01 * random.random()
 
-    loaders = TensorLoader(part, 4, shuffle=True, augment=noisy, device=CPU), TensorLoader(part, 24, device=CPU)
+    training = TensorLoader(examples, 4, shuffle=True, augment=noisy, device=CPU)
+    validation = TensorLoader(examples, 24, device=CPU)
     options = {"schedule": warmup_cosine(), "clip_norm": 1.0, "device": CPU} | options
-    history = fit(model, loaders, objective or classification(), optimizer, epochs=epochs, checkpoint=path, **options)
+    options = {"epochs": epochs, "checkpoint": path} | options
+    history = fit(model, (training, validation), objective or classification(), optimizer, **options)
     records = [{name: value for name, value in record.items() if name != "seconds"} for record in history]
-    return records, weights_of(model), model(part.x).detach(), torch.rand(1)
+    return records, weights_of(model), model(examples.x).detach(), torch.rand(1)
 
 
 def same(one, other) -> bool:
@@ -70,7 +71,9 @@ def slow(function, every=1):
 
 def slow_disk():
     """Make every stage of a write long enough for a signal to fall into it."""
-    checkpoint.os.fsync, checkpoint.os.replace = slow(os.fsync), slow(os.replace)
+    os.fsync = slow(os.fsync)
+    os.link = slow(os.link)
+    os.replace = slow(os.replace)
     checkpoint._Sink.write = slow(checkpoint._Sink.write, every=50)
 
 
@@ -97,7 +100,8 @@ def kill_often(folder, *, kills, seed=0):
         kills; those of them that left a half-written file; finished runs; those bit-equal to a run
         that was never killed and has no checkpoint.
     """
-    draw, folder = random.Random(seed), Path(folder)
+    draw = random.Random(seed)
+    folder = Path(folder)
     began = time.perf_counter()
     pid = start(folder / "whole.ckpt", folder / "whole.pt")
     assert os.waitpid(pid, 0)[1] == 0
@@ -108,7 +112,8 @@ def kill_often(folder, *, kills, seed=0):
     count = {"kills": 0, "inside a write": 0, "runs": 0, "equal": 0}
     while count["kills"] < kills:
         count["runs"] += 1
-        path, result = folder / f"{count['runs']}.ckpt", folder / f"{count['runs']}.pt"
+        path = folder / f"{count['runs']}.ckpt"
+        result = folder / f"{count['runs']}.pt"
         partial = path.with_name(f"{path.name}.partial")
         while not result.exists():
             before = partial.stat().st_mtime_ns if partial.exists() else 0

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from tlhelpers.course import plots
-from tlhelpers.course import widgets
+from tlhelpers.course import plots, widgets
 
 PAGES = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 # Linear RGB as the colour-blind see it: Machado, Oliveira & Fernandes (2009), severity 1.

@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
-from tlhelpers.data.augment import Jitter
+from tlhelpers.data import Jitter, random_flip
 
 EVERYTHING = Jitter(degrees=40, scale=(0.5, 1.3), shear=0.3, bend=0.2, coarse=(4, 9), fade=0.5, noise=0.2)
 
@@ -56,3 +57,19 @@ def test_only_half_of_a_batch_is_coarsened():
     small = F.avg_pool2d(images[:3], 4)
     assert torch.allclose(F.adaptive_avg_pool2d(out[:3], 4).mean(), small.mean(), atol=0.02)
     assert out[:3].std() < images[:3].std() / 2
+
+
+def test_every_other_photograph_is_mirrored_by_the_generator_alone():
+    images = torch.rand(200, 3, 4, 4)
+    out = random_flip(images, generator(1))
+    mirrored = (out == images.flip(3)).all(dim=(1, 2, 3))
+    assert torch.equal(~mirrored, (out == images).all(dim=(1, 2, 3)))
+    assert 60 < mirrored.sum() < 140
+    assert torch.equal(out, random_flip(images, generator(1)))
+    assert not torch.equal(out, random_flip(images, generator(2)))
+
+
+@pytest.mark.parametrize("augmentation", [Jitter(), random_flip])
+def test_images_of_another_shape_are_refused(augmentation):
+    with pytest.raises(ValueError, match=r"\[3, 16, 16\].*\[N, C, H, W\]"):
+        augmentation(torch.rand(3, 16, 16), generator())

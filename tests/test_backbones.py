@@ -8,25 +8,24 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from toys import CPU
+from toys import CPU, toy_backbone
 
-from tlhelpers.models import backbones
-from tlhelpers.models.backbones import (
-    ASSETS,
+from tlhelpers.data import load_dataset
+from tlhelpers.files import ASSETS
+from tlhelpers.models import (
     BACKBONES,
     CUTS,
     SHIPPED,
+    Backbone,
     GlyphNet,
     Normalize,
-    ResidualBlock,
     cut_off,
+    glyphnet,
     load_backbone,
     photo_weights,
 )
-from tlhelpers.data.examples import TensorLoader
-from tlhelpers.data.named import load_dataset
-from tlhelpers.experiments.pretraining import SOURCES
-from tlhelpers.training.loop import evaluate
+from tlhelpers.models.glyphnet import ResidualBlock
+from tlhelpers.training import accuracy
 
 NAMES = list(SHIPPED)
 
@@ -50,7 +49,7 @@ def test_a_loaded_body_is_ready_for_use_in_float32_and_eval_mode(name):
     for module in (backbone.module, backbone.head):
         assert not any(part.training for part in module.modules())
         assert {t.dtype for t in module.parameters()} == {torch.float32}
-    features = backbone.module(backbone.transform(torch.rand(2, 1, 32, 32)))
+    features = backbone.module(torch.rand(2, 1, 32, 32))
     assert features.shape == (2, backbone.feature_dim)
     assert backbone.head(features).shape == (2, len(backbone.classes))
     assert backbone.classes == tuple(backbone.card["classes"])
@@ -70,9 +69,9 @@ load_source = cache(load_dataset)
 
 def test_the_source_accuracy_is_the_one_on_the_card(name):
     backbone = load_backbone(name)
-    loader = TensorLoader(load_source(SOURCES[name]).test, 256, transform=backbone.transform)
+    source = backbone.card["data"].split(":")[0]
     run = next(run for run in backbone.card["runs"] if run["seed"] == backbone.card["shipped_seed"])
-    measured = evaluate(nn.Sequential(backbone.module, backbone.head), loader)["accuracy"]
+    measured = accuracy(nn.Sequential(backbone.module, backbone.head), load_source(source).test)
     assert measured == pytest.approx(run["source_test_accuracy_float16"], abs=0.01)
 
 
@@ -81,7 +80,7 @@ def test_features_do_not_depend_on_how_images_are_batched(name):
     x = torch.rand(12, 1, 32, 32)
     with torch.inference_mode():
         whole = backbone.module(x)
-        split = torch.cat([backbone.module(part) for part in x.split([1, 4, 7])])
+        split = torch.cat([backbone.module(batch) for batch in x.split([1, 4, 7])])
     assert torch.allclose(whole, split, atol=1e-4)
 
 
@@ -95,7 +94,7 @@ def test_every_load_is_a_fresh_copy(name):
 def test_a_single_flipped_byte_is_noticed(name, tmp_path, monkeypatch):
     for file in ASSETS.glob(f"{name}.*"):
         shutil.copy(file, tmp_path)
-    monkeypatch.setattr(backbones, "ASSETS", tmp_path)
+    monkeypatch.setattr(glyphnet, "ASSETS", tmp_path)
     load_backbone(name)
     weights = tmp_path / f"{name}.safetensors"
     content = bytearray(weights.read_bytes())
@@ -138,11 +137,13 @@ def test_a_residual_block_is_two_convolutions_plus_its_input():
 
 
 def test_the_children_of_the_net_give_the_shapes_of_its_docstring():
-    x, shapes = torch.rand(2, 1, 32, 32), {}
+    x = torch.rand(2, 1, 32, 32)
+    shapes = {}
     for child, module in GlyphNet().named_children():
         x = module(x)
         shapes[child] = list(x.shape[1:])
     assert shapes == {
+        "normalize": [1, 32, 32],
         "stem": [16, 16, 16],
         "block1": [16, 16, 16],
         "block2": [32, 8, 8],
@@ -156,6 +157,72 @@ def test_normalisation_has_a_closed_form_and_says_its_numbers():
     normalize = Normalize(0.25, 0.5)
     assert torch.equal(normalize(torch.tensor([0.25, 0.75], device=CPU)), torch.tensor([0.0, 1.0]))
     assert repr(normalize) == "Normalize(mean=0.25, std=0.5)"
+
+
+def test_every_channel_is_normalised_by_its_own_numbers():
+    normalize = Normalize([0.1, 0.2, 0.3], (0.5, 1.0, 2.0))
+    images = torch.rand(4, 3, 5, 6)
+    out = normalize(images)
+    for channel, (mean, std) in enumerate([(0.1, 0.5), (0.2, 1.0), (0.3, 2.0)]):
+        assert torch.allclose(out[:, channel], (images[:, channel] - mean) / std)
+    assert repr(normalize) == "Normalize(mean=[0.1, 0.2, 0.3], std=[0.5, 1.0, 2.0])"
+
+
+@pytest.mark.parametrize("normalize", [Normalize(), Normalize(0.3, 0.7), Normalize((0.1, 0.2), (0.5, 3.0))])
+def test_bytes_are_normalised_as_their_fractions(normalize):
+    images = torch.randint(256, (3, 2, 4, 4), dtype=torch.uint8)
+    assert torch.equal(normalize(images), normalize(images.float() / 255))
+    assert torch.equal(Normalize()(images), images.float() / 255)
+
+
+def test_images_that_are_true_or_false_are_refused():
+    with pytest.raises(TypeError, match=r"images torch.bool \[2, 1, 4, 4\] must be numbers; images.float\(\)"):
+        Normalize()(torch.ones(2, 1, 4, 4, dtype=torch.bool))
+
+
+def test_normalisation_moves_with_its_body_but_is_no_weight():
+    normalize = Normalize((0.1, 0.2), (0.5, 3.0))
+    assert not normalize.state_dict()
+    assert not list(normalize.parameters())
+    assert normalize.to("meta").mean.is_meta
+    assert not any("normalize" in key for key in GlyphNet(0.1, 0.2).state_dict())
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), (0.5, 0.0, 0.5)])
+def test_a_standard_deviation_that_is_not_positive_is_refused(std):
+    with pytest.raises(ValueError, match=r"the standard deviation is .*; it must be positive"):
+        Normalize(0.5, std)
+
+
+def test_a_body_takes_what_a_data_set_gives_because_it_normalises_first(name):
+    body = load_backbone(name).module
+    images = torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        features = body(images)
+        assert torch.equal(features, body(images.float() / 255))
+        card = load_backbone(name).card
+        prepared = (images.float() / 255 - card["mean"]) / card["std"]
+        body.normalize = nn.Identity()
+        assert torch.equal(body(prepared), features)
+
+
+def test_another_normalisation_is_one_assignment_and_gives_other_features():
+    body = load_backbone("glyphs-all").module
+    assert next(iter(dict(body.named_children()))) == "normalize"
+    images = torch.rand(3, 1, 32, 32)
+    with torch.inference_mode():
+        right = body(images)
+        body.normalize = Normalize(0.9, 0.1)
+        assert not torch.allclose(body(images), right, atol=0.1)
+
+
+def test_a_body_of_ones_own_needs_a_module_and_its_width_only():
+    backbone = Backbone(nn.Flatten(), 4)
+    assert (backbone.name, backbone.head, backbone.classes, backbone.card) == ("custom", None, (), {})
+    assert backbone.tokens is None
+    images = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    toy = toy_backbone().module.eval()
+    assert torch.equal(toy(images), toy(images.float() / 255))
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -187,13 +254,20 @@ def own_squeezenet(tmp_path, monkeypatch):
 
 
 def test_a_torchvision_body_gives_what_its_network_gives_before_the_classifier(own_squeezenet):
-    body = load_backbone("squeezenet1_0", image_size=64)
-    x = body.transform(torch.rand(3, 3, 80, 100))
-    assert x.shape == (3, 3, 64, 64)
+    from torchvision.models import SqueezeNet1_0_Weights
+
+    backbone = load_backbone("squeezenet1_0", image_size=64)
+    photographs = torch.randint(256, (3, 3, 80, 100), dtype=torch.uint8)
+    prepared = SqueezeNet1_0_Weights.DEFAULT.transforms(crop_size=64, resize_size=64)(photographs.float() / 255)
+    assert prepared.shape == (3, 3, 64, 64)
     with torch.inference_mode():
-        expected = own_squeezenet.features(x).mean(dim=(2, 3))
-        assert torch.allclose(body.module(x), expected, atol=1e-6)
-    assert not body.module.training and len(body.classes) == 1000
+        expected = own_squeezenet.features(prepared).mean(dim=(2, 3))
+        assert torch.allclose(backbone.module(photographs), expected, atol=1e-6)
+        assert torch.equal(backbone.module(photographs.float() / 255), backbone.module(photographs))
+    assert [child for child, _ in backbone.module.named_children()] == ["normalize", "network"]
+    assert backbone.module.feature_dim == backbone.feature_dim == 512
+    assert not any(part.training for part in backbone.module.modules())
+    assert len(backbone.classes) == 1000
 
 
 class _Trap:
@@ -212,10 +286,16 @@ def test_missing_weights_are_announced_with_size_and_licence_before_they_are_fet
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(OSError, match="offline"):
         load_backbone("resnet50")
-    assert "resnet50: 98 MB from https://download.pytorch.org" in (out := capsys.readouterr().out) and "BSD" in out
+    printed = capsys.readouterr().out
+    assert "resnet50: 98 MB from https://download.pytorch.org" in printed
+    assert "BSD" in printed
 
 
-def test_an_image_size_is_for_photographs_only():
-    with pytest.raises(ValueError, match="image_size=64"):
-        load_backbone("glyphs-all", image_size=64)
+@pytest.mark.parametrize("name", ["glyphs-all", "minilm", "minilm-random", "hub:no/such-model"])
+def test_an_image_size_is_for_photographs_only(name):
+    with pytest.raises(ValueError, match=f"{name} takes its inputs as they are; leave out image_size=64"):
+        load_backbone(name, image_size=64)
+
+
+def test_shipped_bodies_and_photo_bodies_are_among_the_names():
     assert {*SHIPPED, *CUTS} < set(BACKBONES)

@@ -11,11 +11,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from tools import badges
-from tlhelpers.course.prefetch import main
+from tools.badges import main
 
 ROOT = Path(__file__).parent.parent
 FILES = ["pyproject.toml", "README.md", *(f"notebooks/{path.name}" for path in rules.PAGES)]
-GIVEN = ["badges", "--repo", "octocat/transfer-learning", "--ref", "v0.1.0"]
+GIVEN = ["--repo", "octocat/transfer-learning", "--ref", "v0.1.0"]
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ def test_what_is_put_in_comes_out_to_the_byte_and_twice_is_once(course):
     full = contents(course)
     assert all(full[name] != bare[name] for name in FILES)
     assert main(GIVEN) == 0 and contents(course) == full
-    assert main(["badges"]) == 0 and contents(course) == full, "the address that is kept serves again"
-    assert main(["badges", "--remove"]) == 0 and contents(course) == bare
-    assert main(["badges", "--remove"]) == 0 and contents(course) == bare
+    assert main([]) == 0 and contents(course) == full, "the address that is kept serves again"
+    assert main(["--remove"]) == 0 and contents(course) == bare
+    assert main(["--remove"]) == 0 and contents(course) == bare
 
 
 def test_another_address_takes_the_place_of_the_first(course):
     main(GIVEN)
-    main(["badges", "--repo", "hubot/course", "--ref", "main"])
+    main(["--repo", "hubot/course", "--ref", "main"])
     assert badges.address(course) == ("hubot/course", "main")
     assert not [name for name, text in contents(course).items() if b"octocat" in text]
     tomllib.loads((course / "pyproject.toml").read_text("utf-8"))
@@ -69,19 +69,19 @@ def test_a_page_with_badges_keeps_the_rules_and_links_to_itself(course, name):
 
 def run_install(source: str, monkeypatch, *, installed: bool) -> list[str]:
     """What the cell asks pip for."""
-    asked: list[str] = []
+    lines: list[str] = []
     shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
-    shell.register_magic_function(asked.append, magic_name="pip")
+    shell.register_magic_function(lines.append, magic_name="pip")
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: object() if installed else None)
     assert shell.run_cell(source).success
-    return asked
+    return lines
 
 
 def test_the_install_cell_does_nothing_here_and_never_asks_for_torch(monkeypatch):
     source = badges.install_cell("octocat/transfer-learning", "v0.1.0")
     assert run_install(source, monkeypatch, installed=True) == []
-    (asked,) = run_install(source, monkeypatch, installed=False)
-    words = asked.split()
+    (line,) = run_install(source, monkeypatch, installed=False)
+    words = line.split()
     assert "--no-deps" in words and not {"torch", "torchvision", "transformers", "-U", "--upgrade"} & set(words)
 
 
@@ -92,14 +92,14 @@ def test_the_install_cell_does_nothing_here_and_never_asks_for_torch(monkeypatch
 def test_a_wrong_address_is_refused_and_nothing_is_written(course, wrong, capsys):
     bare = contents(course)
     with pytest.raises(SystemExit):
-        main(["badges", "--ref", "v1", *wrong])
+        main(["--ref", "v1", *wrong])
     assert "give " in capsys.readouterr().err
     assert contents(course) == bare
 
 
 def test_without_an_address_or_outside_the_course_the_remedy_is_said(course, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
-        main(["badges"])
+        main([])
     assert "--repo OWNER/NAME" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path / "notebooks")
     with pytest.raises(SystemExit):

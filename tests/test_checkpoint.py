@@ -14,13 +14,11 @@ import torch
 from killed_runs import same, whole_run
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from toys import CPU, toy_model, toy_part, weights_of
+from toys import CPU, toy_examples, toy_model, weights_of
 
-from tlhelpers.training import checkpoint
-from tlhelpers.objectives.adaptation import dann
-from tlhelpers.data.examples import JointLoader, TensorLoader
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.training.loop import fit
+from tlhelpers.data import JointLoader, TensorLoader
+from tlhelpers.objectives import classification, dann, distillation, feature_match, l2_sp, uncertainty_weighted
+from tlhelpers.training import checkpoint, fit
 
 
 def beside(path, ending):
@@ -41,7 +39,8 @@ def killed_runs(folder, kills):
 
 def pressing_stop(at, *, times=1):
     """The objective, with Ctrl-C pressed in its call number `at`; evaluation counts too."""
-    inner, calls = classification(), []
+    inner = classification()
+    calls = []
 
     def objective(model, batch):
         calls.append(1)
@@ -117,40 +116,108 @@ def test_another_thread_trains_and_leaves_the_stop_button_alone(path):
     assert same(results[0], whole_run(None))
 
 
-def test_generators_parameters_and_counters_outside_the_model_are_kept(path):
+# objectives that are modules, and loaders with generators
+
+
+class Stopping(nn.Module):
+    """An objective that is a module, with Ctrl-C pressed in its call number `at`."""
+
+    def __init__(self, inner, at):
+        super().__init__()
+        self.inner = inner
+        self.at = at
+        self.calls = 0
+
+    def forward(self, model, batch):
+        self.calls += 1
+        if self.calls == self.at:
+            signal.raise_signal(signal.SIGINT)
+        return self.inner(model, batch)
+
+
+class OfSource(nn.Module):
+    """A supervised objective on the source of a batch {"source": ..., "target": ...}."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, model, batch):
+        return self.objective(model, batch["source"])
+
+
+def weighted_task(model):
+    model.heads = nn.ModuleDict({"source": model.head})
+    return uncertainty_weighted(["source"])
+
+
+def matched(model):
+    teacher = toy_model()
+    soft = distillation(teacher, temperature=2.0, alpha=0.5)
+    return OfSource(feature_match(soft, teacher, layers=("body", "body"), regressor=nn.Linear(6, 6), beta=0.5))
+
+
+LEARNING_OBJECTIVES = {
+    "a discriminator": lambda model: dann(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))),
+    "log variances": weighted_task,
+    "a regressor and a teacher": matched,
+    "a starting point": lambda model: OfSource(l2_sp(classification(), model.body, alpha=0.1)),
+}
+
+
+def joint_run(path, make_objective, at=None):
+    """History and weights of model and objective after 3 epochs of 3 steps, each with a validation."""
+    torch.manual_seed(0)
+    examples = toy_examples()
+    generator = torch.Generator().manual_seed(5)
+    # Two batches and three: within an epoch the target begins anew, which draws from its generator.
+    target = DataLoader(TensorDataset(examples.x + 1, examples.y), 12, shuffle=True, generator=generator)
+    loader = JointLoader({"source": TensorLoader(examples, 8, shuffle=True, device=CPU), "target": target})
+    model = toy_model()
+    objective = Stopping(make_objective(model), at)
+    optimizer = torch.optim.SGD([*model.parameters(), *objective.parameters()], lr=0.1, momentum=0.9)
+    history = fit(model, (loader, loader), objective, optimizer, epochs=3, device=CPU, checkpoint=path)
+    return [record | {"seconds": 0} for record in history], weights_of(nn.ModuleList([model, objective]))
+
+
+@pytest.mark.parametrize("kind", LEARNING_OBJECTIVES)
+def test_an_objective_that_is_a_module_learns_and_after_a_resume_ends_bit_equal(path, kind):
+    make_objective = LEARNING_OBJECTIVES[kind]
+    history, weights = joint_run(None, make_objective)
+    joint_run(path, make_objective, at=8)
+    assert len(joint_run(path, make_objective, at=6)[0]) == 2
+    resumed_history, resumed_weights = joint_run(path, make_objective)
+    assert history == resumed_history
+    assert weights.keys() == resumed_weights.keys()
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+
+
+def test_an_objective_of_another_shape_is_refused_with_what_differs(path):
+    joint_run(path, lambda model: dann(nn.Linear(6, 1)), at=3)
+    message = r"objective inner.discriminator.weight: torch.float32 \[1, 6\] .* in the file, None here"
+    with pytest.raises(ValueError, match=message):
+        joint_run(path, LEARNING_OBJECTIVES["a discriminator"])
+
+
+def test_the_best_weights_are_the_same_after_a_resume(path):
     def run(path, at=None):
         torch.manual_seed(0)
-        part, generator = toy_part(), torch.Generator().manual_seed(5)
-        target = DataLoader(TensorDataset(part.x + 1, part.y), 8, shuffle=True, generator=generator)
-        loader = JointLoader({"source": TensorLoader(part, 8, shuffle=True, device=CPU), "target": target})
-        model, discriminator = toy_model(), nn.Linear(6, 1)
-        inner, presses = dann(discriminator, steps=9), iter(range(1, 100))
+        model = toy_model()
+        examples = toy_examples()
+        wrong = toy_examples()
+        wrong.y.add_(1).remainder_(3)  # what is learnt is wrong there, so the best epoch comes early
+        loaders = TensorLoader(examples, 4, shuffle=True, device=CPU), TensorLoader(wrong, 24, device=CPU)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        history = fit(model, loaders, pressing_stop(at), optimizer, epochs=6, device=CPU, checkpoint=path)
+        return [record["validation_loss"] for record in history], weights_of(model)
 
-        def objective(model, batch):
-            if next(presses) == at:
-                signal.raise_signal(signal.SIGINT)
-            return inner(model, batch)
-
-        objective.state = inner.state
-        optimizer = torch.optim.SGD([*model.parameters(), *discriminator.parameters()], lr=0.1, momentum=0.9)
-        history = fit(model, (loader, None), objective, optimizer, epochs=3, device=CPU, checkpoint=path)
-        return [r | {"seconds": 0} for r in history], weights_of(model) | weights_of(discriminator)
-
-    whole = run(None)
-    run(path, at=5)
-    run(path, at=2)
-    resumed = run(path)
-    assert whole[0] == resumed[0]
-    assert all(torch.equal(whole[1][name], resumed[1][name]) for name in whole[1])
-
-
-def test_an_early_stop_and_its_best_weights_are_the_same_after_a_resume(path):
-    options = {"patience": 1, "monitor": "validation_accuracy", "epochs": 12}
-    whole = whole_run(None, **options)
-    assert len(whole[0]) < 12
-    for at in (5, 9):
-        whole_run(path, objective=pressing_stop(at), **options)
-    assert same(whole, whole_run(path, **options))
+    losses, weights = run(None)
+    assert losses.index(min(losses)) < 2
+    for at in (25, 9):
+        run(path, at)
+    resumed_losses, resumed_weights = run(path)
+    assert losses == resumed_losses
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
 
 
 def test_without_a_schedule_a_run_can_be_made_longer_not_shorter(path):
@@ -160,11 +227,12 @@ def test_without_a_schedule_a_run_can_be_made_longer_not_shorter(path):
         whole_run(path, schedule=None, epochs=3)
 
 
-def other_run(path, *, model=None, make=torch.optim.AdamW, lr=0.05, batch_size=4, **options):
+def other_run(path, *, model=None, make=torch.optim.AdamW, lr=0.05, batch_size=4, validation=None, **options):
     model = model or toy_model()
-    loader = TensorLoader(toy_part(), batch_size, device=CPU)
-    options = {"epochs": 4, "schedule": lambda p: 1 - p, "device": CPU} | options
-    return fit(model, (loader, None), classification(), make(model.parameters(), lr=lr), checkpoint=path, **options)
+    loader = TensorLoader(toy_examples(), batch_size, device=CPU)
+    optimizer = make(model.parameters(), lr=lr)
+    options = {"epochs": 4, "schedule": lambda p: 1 - p, "device": CPU, "checkpoint": path} | options
+    return fit(model, (loader, validation), classification(), optimizer, **options)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +242,7 @@ def other_run(path, *, model=None, make=torch.optim.AdamW, lr=0.05, batch_size=4
         ({"lr": 0.1}, r"optimizer group 0 lr: 0.05 in the file, 0.1 here"),
         ({"make": torch.optim.SGD}, r"optimizer kind: AdamW in the file, SGD here"),
         ({"batch_size": 8}, r"steps per epoch: 6 in the file, 3 here"),
+        ({"validation": TensorLoader(toy_examples(), 24)}, r"validation steps: None in the file, 1 here"),
         ({"schedule": None}, r"schedule: \[0.95, 0.75, 0.5, 0.25, .*\] in the file, None here"),
         ({"clip_norm": 1.0}, r"clip_norm: None in the file, 1.0 here"),
         ({"model": nn.Linear(4, 3)}, r"model body.first.weight: torch.float32 \[8, 4\] .* in the file, None here"),
@@ -218,8 +287,10 @@ def test_a_pickle_that_runs_code_is_refused_and_nothing_of_it_is_run(path, fault
 
 def test_a_damaged_file_is_noticed_whichever_byte_is_wrong_and_the_previous_one_taken(path, capsys):
     whole_run(path, objective=pressing_stop(9))
-    whole, good = whole_run(None), path.read_bytes()
-    right, noticed = checkpoint.read(path)["model"], 0
+    whole = whole_run(None)
+    good = path.read_bytes()
+    right = checkpoint.read(path)["model"]
+    noticed = 0
     for place in range(0, len(good), len(good) // 60):
         path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
         try:
@@ -252,12 +323,38 @@ def test_a_deleted_file_means_a_fresh_start_whatever_lies_beside_it(path, capsys
     assert "Continuing" not in capsys.readouterr().out
 
 
-def test_killed_between_the_two_renames_the_new_file_is_found(path, capsys):
+def test_at_every_moment_of_a_write_there_is_a_whole_file_under_the_path(path, monkeypatch):
+    epochs_seen = []
+
+    def looking_around(function):
+        def call(*arguments, **options):
+            epochs_seen.append(len(checkpoint.read(path)["history"]))
+            result = function(*arguments, **options)
+            epochs_seen.append(len(checkpoint.read(path)["history"]))
+            return result
+
+        return call
+
+    whole_run(path, objective=pressing_stop(3))
+    for name in ("chmod", "fsync", "link", "rename", "replace", "unlink"):  # all that a write does to files
+        monkeypatch.setattr(os, name, looking_around(getattr(os, name)))
+    assert same(whole_run(path), whole_run(None))
+    assert len(epochs_seen) >= 4 * 2 * 5
+    assert sorted(epochs_seen) == epochs_seen
+    assert set(epochs_seen) == {0, 1, 2, 3, 4}
+
+
+def test_the_file_of_before_stays_beside_it_where_a_file_system_has_no_links_too(path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
     whole = whole_run(path)
-    path.rename(beside(path, "partial"))
-    capsys.readouterr()
+    assert {file.name for file in path.parent.iterdir()} == {"run.ckpt", "run.ckpt.previous"}
+    assert len(checkpoint.read(beside(path, "previous"))["history"]) == 3
+    path.write_bytes(b"")
     assert same(whole, whole_run(path))
-    assert f"Continuing from {path} after 4 epoch(s)." in capsys.readouterr().out
+    assert "taking run.ckpt.previous, which is one save older" in capsys.readouterr().out
 
 
 @pytest.mark.fault_table
@@ -298,7 +395,8 @@ def test_a_folder_that_cannot_be_written_shows_at_the_start(tmp_path, monkeypatc
 @pytest.mark.fault_table
 def test_a_disk_that_gives_back_something_else_never_replaces_the_last_good_file(path, monkeypatch, fault_row):
     whole_run(path, objective=pressing_stop(9))
-    good, write = path.read_bytes(), checkpoint._Sink.write
+    good = path.read_bytes()
+    write = checkpoint._Sink.write
     monkeypatch.setattr(checkpoint._Sink, "write", lambda sink, data: write(sink, bytes(len(data))) and len(data))
     with pytest.warns(UserWarning, match=r"could not be written .*cannot be read back .*is the disk failing"):
         whole_run(path)

@@ -1,4 +1,4 @@
-"""`python -m tlhelpers`: the doctor and the prefetch."""
+"""`python -m tlhelpers`: the doctor and the prefetch; the progress is in test_progress.py."""
 
 import json
 import subprocess
@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tlhelpers.course import prefetch as cli
-from tlhelpers.course import doctor
-from tlhelpers.course.prefetch import main
+from tlhelpers import doctor
+from tlhelpers.__main__ import main
+from tlhelpers.course import prefetch
 
 
 def test_the_doctor_finds_this_machine_ready(capsys):
@@ -71,7 +71,7 @@ def mnist_files(tmp_path, monkeypatch):
     names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     for name in names:
         (raw / name).write_text(name)
-    monkeypatch.setattr(cli, "NEEDS", {"05": ("mnist",)})
+    monkeypatch.setattr(prefetch, "NEEDS", {"05": ("mnist",)})
     for name in ("TLHELPERS_CACHE", "TORCH_HOME", "HF_HOME"):
         monkeypatch.setenv(name, "")  # restored after the test: prefetch sets them
     return raw
@@ -90,12 +90,29 @@ def test_prefetch_writes_a_manifest_and_a_second_run_verifies_it(mnist_files, tm
     assert "is not what was fetched before" in capsys.readouterr().out and not damaged.exists()
 
 
+def test_a_model_of_the_hub_goes_to_the_folder_that_is_asked_for(monkeypatch, tmp_path, capsys):
+    for name in ("TLHELPERS_CACHE", "TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, "")
+    folders = []
+
+    def download(name, *, allow_patterns, cache_dir):
+        folders.append(cache_dir)
+        cache_dir.mkdir(parents=True)
+        (cache_dir / "config.json").write_text("{}")
+        return str(cache_dir)
+
+    monkeypatch.setattr(prefetch, "snapshot_download", download)
+    assert main(["prefetch", "--pages", "04", "--to", str(tmp_path / "shared")]) == 0
+    assert folders == [tmp_path / "shared" / "huggingface" / "hub"]
+    assert "ok google-bert/bert-base-uncased: 1 files" in capsys.readouterr().out
+
+
 def test_prefetch_without_a_network_says_what_is_missing_and_goes_on(tmp_path, monkeypatch, capsys):
     for name in ("TLHELPERS_CACHE", "TORCH_HOME", "HF_HOME"):
         monkeypatch.setenv(name, "")
     assert main(["prefetch", "--to", str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    wanted = {name for names in cli.NEEDS.values() for name in names}
+    wanted = {name for names in prefetch.NEEDS.values() for name in names}
     assert out.count("NO ") == len(wanted) and all(f"NO {name}: " in out for name in wanted)
 
 

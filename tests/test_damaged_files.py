@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from test_untrusted_files import png_with
 
-from tlhelpers.data.folders import examine, read_folder
-from tlhelpers.data.messages import read_table
+from tlhelpers.data import read_folder, read_table
+from tlhelpers.data.folders import examine
 
 pytestmark = pytest.mark.fault_table
 PATIENCE = 120  # seconds for a whole corpus; a hang is an error and not a long wait
@@ -36,7 +36,8 @@ def no_hang():
 def picture(chance: random.Random, kind: str, mode: str) -> bytes:
     size = (chance.randint(1, 40), chance.randint(1, 40))
     noise = np.random.default_rng(chance.randint(0, 2**31)).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    image, packed = Image.fromarray(noise).convert(mode), io.BytesIO()
+    image = Image.fromarray(noise).convert(mode)
+    packed = io.BytesIO()
     more = {"save_all": True, "append_images": [image.copy()]} if kind == "GIF" and chance.random() < 0.5 else {}
     image.save(packed, kind, **more)
     return packed.getvalue()
@@ -130,7 +131,8 @@ def damage_table(chance: random.Random, how: int) -> bytes:
 
 
 def test_damaged_tables_are_used_or_refused_with_their_name(tmp_path, fault_row):
-    chance, count = random.Random(0), [0, 0]
+    chance = random.Random(0)
+    count = [0, 0]
     path = tmp_path / "messages.tsv"
     used = 0
     with no_hang():

@@ -2,15 +2,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toys import CPU, toy_part
+from toys import CPU, toy_examples
 
-from tlhelpers.data.examples import Part, Splits, TensorLoader, as_float, check_dataset, few_shot, make_loaders
-from tlhelpers.data.named import load_dataset
+from tlhelpers.data import (
+    Examples,
+    Splits,
+    TensorLoader,
+    as_float,
+    check_dataset,
+    few_shot,
+    load_dataset,
+    make_loaders,
+    overlap,
+)
 
 
 def labelled(y, classes=3, n=None):
     y = torch.as_tensor(y)
-    return Part("toy/part", torch.rand(n or len(y), 2), y, tuple("abc"[:classes]), torch.arange(len(y)))
+    return Examples("toy/examples", torch.rand(n or len(y), 2), y, tuple("abc"[:classes]), torch.arange(len(y)))
 
 
 def generator(seed=0):
@@ -25,10 +34,10 @@ def generator(seed=0):
         (lambda: labelled([0.0, 1.0]), r"must be int64 \[N\], not torch.float32 \[2\]"),
         (lambda: labelled([[0], [1]]), r"not torch.int64 \[2, 1\]"),
         (lambda: labelled([0, 1], n=5), "5 inputs, 2 labels, 2 indices; they must be equally many"),
-        (lambda: toy_part().take(torch.tensor([], dtype=torch.long)), "toy/train is empty: it needs at least one"),
+        (lambda: toy_examples().take(torch.tensor([], dtype=torch.long)), "toy/train is empty: it needs at least one"),
     ],
 )
-def test_a_part_that_cannot_be_right_is_refused(make, message):
+def test_examples_that_cannot_be_right_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -45,44 +54,44 @@ def test_parts_of_other_classes_do_not_make_a_split():
         Splits(labelled([0, 1]), labelled([0, 1], classes=2), labelled([0, 1]))
 
 
-def test_taking_and_mapping_keep_rows_together_and_leave_the_part_as_it_is():
-    part = toy_part()
+def test_taking_and_mapping_keep_rows_together_and_leave_the_examples_as_they_are():
+    examples = toy_examples()
     rows = torch.tensor([5, 0, 9])
-    taken = part.take(rows).mapped(torch.neg)
-    assert torch.equal(taken.x, -part.x[rows])
-    assert torch.equal(taken.y, part.y[rows])
+    taken = examples.take(rows).mapped(torch.neg)
+    assert torch.equal(taken.x, -examples.x[rows])
+    assert torch.equal(taken.y, examples.y[rows])
     assert torch.equal(taken.indices, rows)
-    assert (part.transform, len(part)) == ("None", 24)
-    assert "neg" in taken.transform
-    assert all(torch.equal(a, b) for a, b in zip(part[5], (part.x[5], part.y[5]), strict=True))
+    assert (examples.history, len(examples)) == ("", 24)
+    assert "neg" in taken.history
+    assert all(torch.equal(a, b) for a, b in zip(examples[5], (examples.x[5], examples.y[5]), strict=True))
 
 
 def test_few_labels_are_balanced_nested_and_drawn_by_the_seed():
-    part = toy_part(90)
-    two, five = few_shot(part, 2, seed=3), few_shot(part, 5, seed=3)
+    examples = toy_examples(90)
+    two, five = few_shot(examples, 2, seed=3), few_shot(examples, 5, seed=3)
     assert torch.bincount(five.y).tolist() == [5, 5, 5]
     assert set(two.indices.tolist()) < set(five.indices.tolist())
-    assert torch.equal(part.x[five.indices], five.x)
-    assert torch.equal(few_shot(part, 5, seed=3).indices, five.indices)
-    assert set(few_shot(part, 5, seed=4).indices.tolist()) != set(five.indices.tolist())
+    assert torch.equal(examples.x[five.indices], five.x)
+    assert torch.equal(few_shot(examples, 5, seed=3).indices, five.indices)
+    assert set(few_shot(examples, 5, seed=4).indices.tolist()) != set(five.indices.tolist())
 
 
 def test_more_labels_than_a_class_has_are_refused():
     with pytest.raises(ValueError, match=r"3 labels per class asked for, but class 'b' .* has 1 examples; ask for at"):
         few_shot(labelled([0, 0, 0, 1, 2, 2, 2]), 3, seed=0)
     with pytest.raises(ValueError, match="labels_per_class is 0; it must be at least 1"):
-        few_shot(toy_part(), 0, seed=0)
+        few_shot(toy_examples(), 0, seed=0)
 
 
 def rows_of(loader):
-    """The positions in `toy_part()` that each batch of one pass holds."""
-    x = loader.part.x
+    """The positions in `toy_examples()` that each batch of one pass holds."""
+    x = loader.examples.x
     return [(batch.cpu().unsqueeze(1) == x).all(2).float().argmax(1).tolist() for batch, _ in loader]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_pass_visits_every_example_once(shuffle):
-    loader = TensorLoader(toy_part(), 7, shuffle=shuffle)
+    loader = TensorLoader(toy_examples(), 7, shuffle=shuffle)
     batches = rows_of(loader)
     assert [len(rows) for rows in batches] == [7, 7, 7, 3]
     assert len(loader) == 4
@@ -92,12 +101,12 @@ def test_a_pass_visits_every_example_once(shuffle):
 
 
 def test_inputs_and_labels_stay_together():
-    for x, y in TensorLoader(toy_part(), 5, shuffle=True, device=CPU):
+    for x, y in TensorLoader(toy_examples(), 5, shuffle=True, device=CPU):
         assert torch.equal(x[:, :3].argmax(1), y)
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    first, again = (TensorLoader(toy_part(), 8, shuffle=True, seed=5) for _ in range(2))
+    first, again = (TensorLoader(toy_examples(), 8, shuffle=True, seed=5) for _ in range(2))
     passes = []
     for _ in range(3):
         torch.rand(3)  # whatever else draws random numbers
@@ -106,65 +115,66 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     again.epoch = 1
     torch.manual_seed(99)
     assert [rows_of(again), rows_of(again)] == passes[1:]
-    assert rows_of(TensorLoader(toy_part(), 8, shuffle=True, seed=6)) != passes[0]
+    assert rows_of(TensorLoader(toy_examples(), 8, shuffle=True, seed=6)) != passes[0]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_a_number_of_steps_gives_full_batches_and_balanced_visits(steps, shuffle):
-    loader = TensorLoader(toy_part(), 7, shuffle=shuffle, steps=steps)
+    loader = TensorLoader(toy_examples(), 7, shuffle=shuffle, steps=steps)
     batches = rows_of(loader)
     assert [len(rows) for rows in batches] == [7] * steps == [7] * len(loader)
     visits = torch.bincount(torch.tensor(batches).flatten(), minlength=24)
     assert visits.max() - visits.min() <= 1
 
 
-def test_batches_are_augmented_first_and_transformed_last_and_the_part_stays_clean():
-    part = toy_part()
-    before = part.x.clone()
+def test_batches_are_augmented_from_the_seed_and_the_examples_stay_clean():
+    examples = toy_examples()
+    before = examples.x.clone()
     noise = torch.empty(24, 4).uniform_(generator=generator(2 * 1_000_003))
     loader = TensorLoader(
-        part,
+        examples,
         24,
         augment=lambda x, g: x + torch.empty(x.shape).uniform_(generator=g),
-        transform=lambda x: 10 * x,
         seed=2,
         device=CPU,
     )
     ((x, _),) = loader
-    assert torch.allclose(x, 10 * (before + noise))
-    assert torch.equal(part.x, before)
+    assert torch.allclose(x, before + noise)
+    assert torch.equal(examples.x, before)
 
 
 def test_a_loader_refuses_sizes_below_one():
     with pytest.raises(ValueError, match="batch_size=0 and steps=None must be at least 1"):
-        TensorLoader(toy_part(), 0)
+        TensorLoader(toy_examples(), 0)
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
-        TensorLoader(toy_part(), 4, steps=0)
+        TensorLoader(toy_examples(), 4, steps=0)
 
 
 def test_the_pair_of_loaders_shuffles_and_augments_for_training_only():
-    part = replace(toy_part(), name="toy/validation")
+    examples = replace(toy_examples(), name="toy/validation")
     learning, checking = make_loaders(
-        toy_part(), part, batch_size=8, steps=5, augment=lambda x, g: x + 100, transform=torch.neg, device=CPU
+        toy_examples(), examples, batch_size=8, steps=5, augment=lambda x, g: x + 100, device=CPU
     )
-    assert all((x < -90).all() for x, _ in learning)
+    assert all((x > 90).all() for x, _ in learning)
     assert len(learning) == 5
-    assert torch.equal(torch.cat([x for x, _ in checking]), -part.x)
-    assert make_loaders(part)[1] is None
+    assert torch.equal(torch.cat([x for x, _ in checking]), examples.x)
+    assert make_loaders(examples)[1] is None
 
 
 def test_bytes_become_fractions_and_everything_else_stays():
     assert as_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [0, 1]
     x = torch.rand(2)
     assert as_float(x) is x
-    part = replace(labelled([0, 1, 2]), x=torch.full((3, 1, 2, 2), 255, dtype=torch.uint8))
-    assert float(next(iter(TensorLoader(part, device=CPU)))[0].max()) == 1
+    examples = replace(labelled([0, 1, 2]), x=torch.full((3, 1, 2, 2), 255, dtype=torch.uint8))
+    assert float(next(iter(TensorLoader(examples, device=CPU)))[0].max()) == 1
 
 
 def test_a_clean_data_set_raises_no_suspicion(capsys):
     assert check_dataset(load_dataset("digits")) == []
-    assert "chance" in (out := capsys.readouterr().out) and "nothing suspicious" in out
+    printed = capsys.readouterr().out
+    assert "chance" in printed
+    assert "nothing suspicious" in printed
 
 
 def test_the_usual_disasters_are_named(capsys):
@@ -172,7 +182,7 @@ def test_the_usual_disasters_are_named(capsys):
     ones = digits.validation.take((digits.validation.y == 1).nonzero().flatten())
     blank = replace(digits.test, x=torch.zeros_like(digits.test.x))
     leaky = digits.train.take(torch.arange(50))
-    found = "\n".join(
+    warnings = "\n".join(
         check_dataset(Splits(digits.train, ones, blank)) + check_dataset(Splits(digits.train, ones, leaky))
     )
     for words in (
@@ -181,5 +191,30 @@ def test_the_usual_disasters_are_named(capsys):
         "test: all inputs are equal",
         "50 inputs of test",
     ):
-        assert words in found
+        assert words in warnings
     assert "! " in capsys.readouterr().out
+
+
+def test_overlap_finds_exactly_the_rows_that_were_put_in():
+    x = torch.rand(20, 1, 8, 8)
+    test = torch.cat([torch.rand(3, 1, 8, 8), x[5:7], torch.rand(1, 1, 8, 8), x[:1]])
+    assert overlap(x, test).tolist() == [3, 4, 6]
+    assert overlap(x[:5], x[5:]).tolist() == []
+
+
+def test_overlap_does_not_depend_on_order_and_sees_through_strides():
+    x = torch.rand(6, 4, 4)
+    assert overlap(x.flip(0), x.transpose(1, 2).contiguous().transpose(1, 2)).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float64])
+def test_overlap_takes_every_type(dtype):
+    x = torch.eye(3).to(dtype)
+    assert overlap(x[:1], x).tolist() == [0]
+
+
+def test_rows_that_can_never_be_equal_are_refused():
+    with pytest.raises(ValueError, match="before any transform"):
+        overlap(torch.rand(3, 4), torch.rand(3, 5))
+    with pytest.raises(ValueError, match=r"torch\.float64"):
+        overlap(torch.rand(3, 4), torch.rand(3, 4).double())

@@ -3,10 +3,20 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from tlhelpers.data import named as datasets
-from tlhelpers.models.backbones import Normalize
-from tlhelpers.data.named import crop_to_ink, load_dataset
-from tlhelpers.data.glyphs import ALL_CLASSES, FONTS, LETTER_CLASSES
+from tlhelpers.data import (
+    ALL_CLASSES,
+    DATASETS,
+    FONTS,
+    LETTER_CLASSES,
+    TEST_FONTS,
+    TRAIN_FONTS,
+    VALIDATION_FONTS,
+    crop_to_ink,
+    glyph_masters,
+    handwriting,
+    load_dataset,
+)
+from tlhelpers.models import Normalize
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +29,13 @@ def parts_of(splits):
 
 
 def test_digits_are_blocks_of_writers_in_the_order_of_the_file(digits):
-    assert [len(part) for part in parts_of(digits)] == [900, 300, 597]
-    assert torch.equal(torch.cat([part.indices for part in parts_of(digits)]), torch.arange(1797))
+    assert [len(examples) for examples in parts_of(digits)] == [900, 300, 597]
+    assert torch.equal(torch.cat([examples.indices for examples in parts_of(digits)]), torch.arange(1797))
 
 
 def test_labels_and_pixels_of_the_digits_are_those_of_scikit_learn(digits):
     source = load_digits()
-    assert np.array_equal(torch.cat([part.y for part in parts_of(digits)]).numpy(), source.target)
+    assert np.array_equal(torch.cat([examples.y for examples in parts_of(digits)]).numpy(), source.target)
     placed = crop_to_ink(digits.train.x, size=8).flatten(1)
     original = crop_to_ink(torch.from_numpy(source.images[:900]).float().unsqueeze(1) / 16, size=8).flatten(1)
     likeness = torch.corrcoef(torch.cat([placed, original]))[:900, 900:]
@@ -35,11 +45,11 @@ def test_labels_and_pixels_of_the_digits_are_those_of_scikit_learn(digits):
 
 def test_the_random_split_holds_the_same_images_in_another_order(digits):
     other = load_dataset("digits-random-split")
-    assert [len(part) for part in parts_of(other)] == [900, 300, 597]
-    rows = torch.cat([part.indices for part in parts_of(other)])
+    assert [len(examples) for examples in parts_of(other)] == [900, 300, 597]
+    rows = torch.cat([examples.indices for examples in parts_of(other)])
     assert torch.equal(rows.sort().values, torch.arange(1797))
-    whole = torch.cat([part.x for part in parts_of(digits)])
-    assert all(torch.equal(part.x, whole[part.indices]) for part in parts_of(other))
+    whole = torch.cat([examples.x for examples in parts_of(digits)])
+    assert all(torch.equal(examples.x, whole[examples.indices]) for examples in parts_of(other))
 
 
 @pytest.mark.parametrize(
@@ -48,8 +58,8 @@ def test_the_random_split_holds_the_same_images_in_another_order(digits):
 def test_every_class_of_printed_characters_has_its_share_of_each_part(name, classes):
     splits = load_dataset(name)
     assert splits.classes == classes
-    for part, share in zip(parts_of(splits), (100, 20, 40), strict=True):
-        assert torch.bincount(part.y).tolist() == [share] * len(classes)
+    for examples, share in zip(parts_of(splits), (100, 20, 40), strict=True):
+        assert torch.bincount(examples.y).tolist() == [share] * len(classes)
 
 
 def test_printed_characters_are_in_random_order_because_jitter_blurs_the_first_half():
@@ -65,17 +75,17 @@ def test_letters_and_digits_have_no_class_in_common():
 
 
 def test_no_font_is_in_two_parts():
-    groups = [set(datasets.TRAIN_FONTS), set(datasets.VALIDATION_FONTS), set(datasets.TEST_FONTS)]
+    groups = [set(TRAIN_FONTS), set(VALIDATION_FONTS), set(TEST_FONTS)]
     assert set.union(*groups) == set(range(len(FONTS)))
     assert sum(map(len, groups)) == len(FONTS)
-    masters = datasets.glyph_masters(("8",))
-    assert len(masters) == 3 * len(datasets.TRAIN_FONTS)
+    masters = glyph_masters(("8",))
+    assert len(masters) == 3 * len(TRAIN_FONTS)
 
 
 @pytest.mark.parametrize("name", ["digits", "glyph-digits"])
 def test_images_lie_in_the_unit_range_and_are_drawn_alike_every_time(name):
     first = load_dataset(name)
-    datasets._placed_digits.cache_clear()
+    handwriting._placed_digits.cache_clear()
     torch.manual_seed(123)
     second = load_dataset(name)
     for a, b in zip(parts_of(first), parts_of(second), strict=True):
@@ -88,9 +98,9 @@ def test_images_lie_in_the_unit_range_and_are_drawn_alike_every_time(name):
 def test_a_transform_is_applied_to_every_part_and_recorded(digits):
     normalize = Normalize(0.2, 0.5)
     changed = load_dataset("digits", transform=normalize)
-    for part, plain in zip(parts_of(changed), parts_of(digits), strict=True):
-        assert torch.equal(part.x, (plain.x - 0.2) / 0.5)
-        assert repr(normalize) in part.transform
+    for examples, plain in zip(parts_of(changed), parts_of(digits), strict=True):
+        assert torch.equal(examples.x, (plain.x - 0.2) / 0.5)
+        assert repr(normalize) in examples.history
 
 
 def test_an_unknown_name_brings_the_near_ones():
@@ -100,9 +110,18 @@ def test_an_unknown_name_brings_the_near_ones():
         load_dataset("???")
 
 
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("option", [{"image_size": 96}, {"skip_unreadable": True}])
+def test_an_option_of_folders_is_refused_by_every_other_data_set(name, option):
+    ((word, value),) = option.items()
+    with pytest.raises(ValueError, match=rf"'{name}' takes no .*{word}={value}.*they are options of 'folder:PATH'"):
+        load_dataset(name, **option)
+
+
 def test_the_crop_does_not_see_where_the_ink_lies():
     ink = torch.rand(5, 1, 12, 9) * 0.6 + 0.4
-    here, there = torch.zeros(2, 5, 1, 32, 32)
+    here = torch.zeros(5, 1, 32, 32)
+    there = torch.zeros(5, 1, 32, 32)
     here[..., 1:13, 1:10] = ink
     there[..., 17:29, 20:29] = ink
     assert torch.allclose(crop_to_ink(here), crop_to_ink(there), atol=1e-5)

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import differing, toy_model, toy_part, weights_of
+from toys import differing, toy_examples, toy_model, weights_of
 
 from tlhelpers.analysis import diagnose
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.models.surgery import freeze
+from tlhelpers.models import freeze
+from tlhelpers.objectives import classification
 
 
 def batch_of(n=24):
-    part = toy_part(n)
-    return part.x, part.y
+    examples = toy_examples(n)
+    return examples.x, examples.y
 
 
 def two_layers():
@@ -189,34 +189,6 @@ def test_saved_graph_bytes_passes_the_error_of_a_wrong_input_on():
         diagnose.saved_graph_bytes(two_layers(), torch.randn(8, 5))
 
 
-# overlap
-
-
-def test_overlap_finds_exactly_the_rows_that_were_put_in():
-    x = torch.rand(20, 1, 8, 8)
-    test = torch.cat([torch.rand(3, 1, 8, 8), x[5:7], torch.rand(1, 1, 8, 8), x[:1]])
-    assert diagnose.overlap(x, test).tolist() == [3, 4, 6]
-    assert diagnose.overlap(x[:5], x[5:]).tolist() == []
-
-
-def test_overlap_does_not_depend_on_order_and_sees_through_strides():
-    x = torch.rand(6, 4, 4)
-    assert diagnose.overlap(x.flip(0), x.transpose(1, 2).contiguous().transpose(1, 2)).tolist() == list(range(6))
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float64])
-def test_overlap_takes_every_type(dtype):
-    x = torch.eye(3).to(dtype)
-    assert diagnose.overlap(x[:1], x).tolist() == [0]
-
-
-def test_rows_that_can_never_be_equal_are_refused():
-    with pytest.raises(ValueError, match="before any transform"):
-        diagnose.overlap(torch.rand(3, 4), torch.rand(3, 5))
-    with pytest.raises(ValueError, match=r"torch\.float64"):
-        diagnose.overlap(torch.rand(3, 4), torch.rand(3, 4).double())
-
-
 # input_shift
 
 
@@ -263,8 +235,8 @@ def test_can_overfit_follows_adam_step_by_step():
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    got = diagnose.can_overfit(model, (x, y), classification(), steps=5, lr=0.02)
-    assert got == pytest.approx(losses[-1].item() / losses[0].item(), abs=1e-6)
+    ratio = diagnose.can_overfit(model, (x, y), classification(), steps=5, lr=0.02)
+    assert ratio == pytest.approx(losses[-1].item() / losses[0].item(), abs=1e-6)
 
 
 def test_can_overfit_needs_a_step_and_something_to_train():

@@ -17,13 +17,13 @@ from tlhelpers.course.exercise import Question
 PAGES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__) if module.name.startswith("page_"))
 
 
-def questions_of(page: str) -> list[tuple[str, Question]]:
+def questions_of(page: str) -> dict[str, Question]:
     module: ModuleType = importlib.import_module(f"tlhelpers.course.exercises.{page}")
-    return [(f"{page}.{name}", q) for name, q in vars(module).items() if isinstance(q, Question)]
+    return {name: q for name, q in vars(module).items() if isinstance(q, Question)}
 
 
-QUESTIONS = [pair for page in PAGES for pair in questions_of(page)]
-by_name = pytest.mark.parametrize("q", [q for _, q in QUESTIONS], ids=[name for name, _ in QUESTIONS])
+QUESTIONS = [q for page in PAGES for q in questions_of(page).values()]
+by_name = pytest.mark.parametrize("q", QUESTIONS, ids=[q.name for q in QUESTIONS])
 
 
 def answer_in(text: str) -> Any:
@@ -40,6 +40,14 @@ def test_there_are_pages_and_each_asks_three_questions():
     assert counts == dict.fromkeys(counts, 3)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_question_is_named_as_it_stands_there(page):
+    number = page.removeprefix("page_")
+    assert {name: q.name for name, q in questions_of(page).items()} == {
+        name: f"{number}.{name}" for name in questions_of(page)
+    }
+
+
 @by_name
 def test_the_solution_is_right(q):
     assert q.verdict(answer_in(q.solution_text)) == "\N{CHECK MARK} Right."
@@ -47,7 +55,7 @@ def test_the_solution_is_right(q):
 
 @pytest.mark.parametrize(
     ("q", "text", "words"),
-    [pytest.param(q, *wrong, id=f"{name}-{i}") for name, q in QUESTIONS for i, wrong in enumerate(q.wrong)],
+    [pytest.param(q, *wrong, id=f"{q.name}-{i}") for q in QUESTIONS for i, wrong in enumerate(q.wrong)],
 )
 def test_a_typical_wrong_answer_is_told_what_is_wrong_with_it(q, text, words):
     verdict = q.verdict(answer_in(text))

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_downloads import CONTENT, SHA, remote, server  # noqa: F401
+from test_files import CONTENT, SHA, remote, server  # noqa: F401
+from tlhelpers.tensor_files import keep_tensor, kept_tensor
 from toys import differing, toy_backbone, toy_images, toy_model, toy_part, weights_of
 
-from tlhelpers.course import doctor
+from tlhelpers import doctor
 from tlhelpers import files as downloads
+from tlhelpers.analysis.features import cached_features, extract_features, feature_key
 from tlhelpers.data.examples import make_loaders
 from tlhelpers.files import Remote, digest_of, fetch
-from tlhelpers.analysis.features import cached_features, extract_features, feature_key
-from tlhelpers.objectives.supervised import classification
 from tlhelpers.models.surgery import freeze
-from tlhelpers.tensor_files import keep_tensor, kept_tensor
+from tlhelpers.objectives.supervised import classification
 from tlhelpers.training.loop import fit
 
 pytestmark = pytest.mark.fault_table

@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tlhelpers.data.examples import check_dataset
-from tlhelpers.data.named import load_dataset
-from tlhelpers.data.folders import decode, read_folder
+from tlhelpers.data import check_dataset, load_dataset, read_folder
+from tlhelpers.data.folders import decode
 
 
 def save_image(path: Path, value: int, size=(40, 30), mode="RGB", **options) -> Path:
@@ -34,9 +33,9 @@ def folder(tmp_path):
 def test_a_folder_becomes_three_parts_of_square_images_with_every_class_in_each(folder, capsys):
     splits = load_dataset(f"folder:{folder}", image_size=16)
     assert splits.classes == ("chat", "狗")
-    for part, n in ((splits.train, 12), (splits.validation, 4), (splits.test, 4)):
-        assert part.x.shape == (n, 3, 16, 16) and part.x.dtype == torch.uint8
-        assert torch.bincount(part.y).tolist() == [n // 2, n // 2]
+    for examples, n in ((splits.train, 12), (splits.validation, 4), (splits.test, 4)):
+        assert examples.x.shape == (n, 3, 16, 16) and examples.x.dtype == torch.uint8
+        assert torch.bincount(examples.y).tolist() == [n // 2, n // 2]
     assert "20 images from 30x40 to 39x40 pixels" in capsys.readouterr().out
     assert check_dataset(splits) == []
 

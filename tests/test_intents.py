@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 
-from tlhelpers.models.backbones import ASSETS
+from tlhelpers.files import ASSETS
 
 FILE = ASSETS / "intents.tsv"
 CARD = json.loads((ASSETS / "intents.json").read_text("utf-8"))
@@ -38,7 +38,7 @@ def test_variants_of_one_request_share_a_group_and_a_group_has_one_intent():
     intents = {}
     for row in ROWS:
         intents.setdefault(row["group"], set()).add(row["intent"])
-    assert all(len(found) == 1 for found in intents.values())
+    assert all(len(labels) == 1 for labels in intents.values())
 
 
 def test_no_two_groups_hold_near_duplicates():

@@ -1,22 +1,23 @@
 import pytest
 import torch
-from toys import CPU, toy_part
+from toys import CPU, toy_examples
 
-from tlhelpers.data.examples import JointLoader, TensorLoader
+from tlhelpers.data import JointLoader, TensorLoader
 
 
 def loader(n, batch_size=4, **options):
-    return TensorLoader(toy_part(n), batch_size, device=CPU, **options)
+    return TensorLoader(toy_examples(n), batch_size, device=CPU, **options)
 
 
 def test_each_task_cycles_through_its_own_batches():
-    long, short = loader(20), loader(8)
+    long = loader(20)
+    short = loader(8)
     batches = list(JointLoader({"source": long, "target": short}))
     assert len(batches) == 5
     for k, batch in enumerate(batches):
         assert list(batch) == ["source", "target"]
-        assert torch.equal(batch["source"][0], toy_part(20).x[4 * k : 4 * k + 4])
-        assert torch.equal(batch["target"][1], toy_part(8).y[4 * (k % 2) : 4 * (k % 2) + 4])
+        assert torch.equal(batch["source"][0], toy_examples(20).x[4 * k : 4 * k + 4])
+        assert torch.equal(batch["target"][1], toy_examples(8).y[4 * (k % 2) : 4 * (k % 2) + 4])
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(None, 5), (2, 2), (13, 13)])

@@ -1,18 +1,15 @@
 """The instructor's kit: student copies, slides and the guide are made from the pages."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("kit", ROOT / "docs" / "kit.py")
-kit = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kit)
+from tools import kit
 
+ROOT = Path(__file__).parent.parent
 FIGURE = new_output("display_data", {"image/png": "AAAA"})
-SAID = new_output("stream", text="In words: a line")
+WORDS = new_output("stream", text="In words: a line")
 
 
 def page(*cells):
@@ -31,7 +28,7 @@ def test_student_copies_have_no_outputs_and_no_solutions(tmp_path):
 
 
 def test_only_the_line_of_the_solution_is_taken_out():
-    cell = new_code_cell("q1.check(answer)\n# q1.hint()\n# q1.solution()\nq2.solution()\nsolution = 3", outputs=[SAID])
+    cell = new_code_cell("q1.check(answer)\n# q1.hint()\n# q1.solution()\nq2.solution()\nsolution = 3", outputs=[WORDS])
     assert kit.student_copy(page(cell)).cells[0].source == "q1.check(answer)\n# q1.hint()\nsolution = 3"
 
 
@@ -42,7 +39,7 @@ def test_slides_show_first_paragraphs_figures_and_code_by_hand():
             new_code_cell("import torch"),
             new_markdown_cell("## Loss by hand\n\nshown\n\nsaid"),
             new_code_cell("loss = 0"),
-            new_code_cell("plot()", outputs=[FIGURE, SAID]),
+            new_code_cell("plot()", outputs=[FIGURE, WORDS]),
             new_markdown_cell("only said"),
         )
     )
@@ -62,14 +59,20 @@ def test_minutes_follow_the_stated_rule():
 
 def test_the_guide_in_the_docs_is_that_of_the_pages():
     text = (ROOT / "docs" / "instructors.md").read_text("utf-8")
-    assert kit.guide() in text, "run python docs/kit.py guide"
+    assert kit.guide() in text, "run python -m tools.kit guide"
 
 
 @pytest.mark.parametrize("words", [[], ["exam"]])
-def test_an_unknown_wish_prints_the_usage(monkeypatch, words):
-    monkeypatch.setattr(kit.sys, "argv", ["kit.py", *words])
-    with pytest.raises(SystemExit, match="student"):
-        kit.main()
+def test_an_unknown_wish_prints_the_usage(words, capsys):
+    with pytest.raises(SystemExit):
+        kit.main(words)
+    assert "usage: python -m tools.kit" in capsys.readouterr().err
+
+
+def test_student_copies_go_to_the_folder_that_is_named(tmp_path, capsys):
+    kit.main(["student", str(tmp_path / "room")])
+    assert {path.name for path in (tmp_path / "room").iterdir()} == {path.name for path in kit.PAGES}
+    assert capsys.readouterr().out == f"open {tmp_path / 'room'}\n"
 
 
 def test_no_block_of_a_plan_is_longer_than_90_minutes():

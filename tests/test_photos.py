@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers.data import photos
-from tlhelpers.data.named import load_dataset
+from tlhelpers.data import load_dataset, photos
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "cache"
 needs_cache = pytest.mark.skipif(not SHARED.is_dir(), reason="the pre-seeded cache ../shared/cache is not here")

@@ -9,10 +9,6 @@ from matplotlib.figure import Figure
 from tlhelpers.course import plots
 
 RUNS = [np.array([0.2, 0.4]), np.array([0.5, 0.7, 0.9])]
-HISTORY = [
-    {"epoch": 1, "lr": 0.1, "train_loss": 2.0, "validation_loss": 2.5},
-    {"epoch": 2, "lr": 0.1, "train_loss": 0.25, "validation_loss": 1.5},
-]
 # Every plot function with a small input, and the words that its text must hold.
 DRAWINGS = {
     "show_images": (
@@ -32,10 +28,6 @@ DRAWINGS = {
     "plot_bars": (
         lambda axes: plots.plot_bars(axes[0], {"probe": RUNS[0], "scratch": RUNS[1]}, ylabel="accuracy"),
         ["accuracy: probe 0.3 +/- 0.1", "scratch 0.7 +/- 0.12"],
-    ),
-    "plot_history": (
-        lambda axes: plots.plot_history(axes[0], HISTORY),
-        ["2 epochs", "train from 2 to 0.25", "validation from 2.5 to 1.5"],
     ),
     "plot_confusion": (
         lambda axes: plots.plot_confusion(axes[0], [0, 0, 0, 1], [0, 0, 1, 1], ["cat", "dog"]),
@@ -110,11 +102,6 @@ def test_one_seed_has_no_standard_error():
 def test_images_that_do_not_fit_are_refused(axes):
     with pytest.raises(ValueError, match="4 images do not fit on 3 axes"):
         plots.show_images(axes, np.zeros((4, 8, 8)))
-
-
-def test_a_history_without_the_value_says_what_it_has(axes):
-    with pytest.raises(ValueError, match=r"holds no train_accuracy; it has \['epoch', 'lr', 'train_loss'"):
-        plots.plot_history(axes[0], HISTORY, value="accuracy")
 
 
 def test_showing_a_figure_prints_its_words_and_closes_it(capsys):

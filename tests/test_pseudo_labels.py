@@ -7,8 +7,14 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
-from tlhelpers.analysis.features import Features, linear_probe
-from tlhelpers.analysis.pseudo_labels import class_prototypes, nearest_prototype, self_training, spherical_kmeans
+from tlhelpers.analysis import (
+    Features,
+    class_prototypes,
+    fit_probe,
+    nearest_prototype,
+    self_training,
+    spherical_kmeans,
+)
 
 CENTRES = torch.eye(3, 6) * 4
 
@@ -112,8 +118,8 @@ def test_k_means_refuses_what_it_cannot_cluster():
 def test_without_a_confident_row_self_training_is_the_probe_on_the_source():
     source, target = clusters(), clusters(shift=1.0)
     taught = self_training(source, target.x, confidence=1.0, rounds=2)
-    plain = linear_probe(source, target)
-    assert taught.kept == (0, 0)
+    plain = fit_probe(source)
+    assert taught.confident == (0, 0)
     assert torch.allclose(taught.probe.weight, plain.weight)
 
 
@@ -121,11 +127,12 @@ def test_self_training_never_asks_for_labels_and_helps_where_the_confident_are_r
     source, target = clusters(60), clusters(60)
     scale = torch.tensor([1.0, 1.0, 1.0, 0.2, 0.2, 0.2])
     tilted = target.x * scale + 0.35 * target.x.roll(3, 1)  # class information also where the source has none
-    before = (linear_probe(source, Features(tilted, target.y)).predictions == target.y).float().mean()
+    labelled = Features(tilted, target.y)
+    before = fit_probe(source).score(labelled)
     taught = self_training(source, tilted, confidence=0.8)
-    assert (taught.probe.predictions == target.y).float().mean() >= before
-    assert len(taught.kept) == 5
-    assert taught.kept[-1] >= taught.kept[0] > 0
+    assert taught.probe.score(labelled) >= before
+    assert len(taught.confident) == 5
+    assert taught.confident[-1] >= taught.confident[0] > 0
 
 
 def test_self_training_refuses_an_empty_domain_one_class_nan_and_settings_out_of_range():

@@ -9,7 +9,8 @@ from toys import toy_part
 from tlhelpers.data.examples import TensorLoader, few_shot
 from tlhelpers.data.named import load_dataset
 from tlhelpers.data.messages import load_messages, split_messages
-from tlhelpers.runtime import seed_everything, setup, shifted
+from tlhelpers.course import setup
+from tlhelpers.runtime import seed_everything, shifted
 
 pytestmark = pytest.mark.fault_table
 

@@ -15,15 +15,15 @@ def test_every_answer_is_a_known_strategy_with_reasons():
     grid = itertools.product((1, 5, 50), (None, *accuracies), accuracies, (0, 40, 1000), truths, truths)
     for labels, probe, pixels, steps, images, shrink in grid:
         facts = {"probe": probe, "pixels": pixels, "steps": steps, "source_images": images, "must_shrink": shrink}
-        found = recommend(labels, **facts)
-        assert found.strategy in STRATEGIES
-        assert len(found.reasons) >= 2 and all(found.reasons)
-        assert found == recommend(labels, **facts)
+        advice = recommend(labels, **facts)
+        assert advice.strategy in STRATEGIES
+        assert len(advice.reasons) >= 2 and all(advice.reasons)
+        assert advice == recommend(labels, **facts)
         if steps == 0:
-            assert found.strategy in ("probe", "pixels")
+            assert advice.strategy in ("probe", "pixels")
         if steps < SCRATCH_STEPS:
-            assert found.strategy != "scratch"
-        if found.strategy in ("probe", "LP-FT", "fine-tune", "fine-tune top"):
+            assert advice.strategy != "scratch"
+        if advice.strategy in ("probe", "LP-FT", "fine-tune", "fine-tune top"):
             assert probe is not None
 
 

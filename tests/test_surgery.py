@@ -4,12 +4,12 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
-from toys import CPU, differing, toy_backbone, toy_model, toy_part, weights_of
+from toys import CPU, differing, toy_backbone, toy_examples, toy_model, weights_of
 
-from tlhelpers.models import surgery
-from tlhelpers.data.examples import TensorLoader
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.training.loop import fit
+from tlhelpers.data import TensorLoader
+from tlhelpers.models import Backbone, surgery
+from tlhelpers.objectives import classification
+from tlhelpers.training import fit
 
 OPTIMIZERS = {
     "SGD with momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
@@ -24,7 +24,7 @@ def contrary(model, batch):
 
 
 def run(model, optimizer, *, epochs=2, objective=contrary, on_epoch=None):
-    loaders = (TensorLoader(toy_part(), 8, device=CPU), None)
+    loaders = (TensorLoader(toy_examples(), 8, device=CPU), None)
     return fit(model, loaders, objective, optimizer, epochs=epochs, on_epoch=on_epoch, device=CPU)
 
 
@@ -32,7 +32,8 @@ def run(model, optimizer, *, epochs=2, objective=contrary, on_epoch=None):
 def test_frozen_weights_and_buffers_are_bit_equal_after_fit_whatever_train_was_called(make):
     model = toy_model()
     surgery.freeze(model.body)
-    body, head = weights_of(model.body), weights_of(model.head)
+    body = weights_of(model.body)
+    head = weights_of(model.head)
     run(model, make(model.parameters()), on_epoch=lambda record: model.train())
     assert differing(body, model.body) == []
     assert differing(head, model.head) == ["weight", "bias"]
@@ -40,24 +41,26 @@ def test_frozen_weights_and_buffers_are_bit_equal_after_fit_whatever_train_was_c
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_body_frozen_in_the_middle_of_training_stops_at_once(make):
-    model, kept = toy_model(), {}
+    model = toy_model()
+    when_frozen = {}
 
     def freeze_after_two(record):
         if record["epoch"] == 2:
             surgery.freeze(model.body)
-            kept.update(weights_of(model.body))
+            when_frozen.update(weights_of(model.body))
 
     before = weights_of(model.body)
     run(model, make(model.parameters()), epochs=4, on_epoch=freeze_after_two)
-    assert differing(kept, model.body) == []
+    assert differing(when_frozen, model.body) == []
     assert "norm.running_mean" in differing(before, model.body)
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_gradient_from_before_the_freeze_is_not_applied_after_it(make):
-    model, part = toy_model(), toy_part()
+    model = toy_model()
+    examples = toy_examples()
     optimizer = make(model.parameters())
-    contrary(model, (part.x, part.y))["loss"].backward()
+    contrary(model, (examples.x, examples.y))["loss"].backward()
     surgery.freeze(model.body)
     before = weights_of(model)
     optimizer.step()
@@ -155,7 +158,8 @@ def test_param_groups_refuses_rates_that_are_not_positive_and_a_model_without_fr
 
 
 def test_an_attached_head_gets_the_features_of_a_copied_body():
-    backbone, x = toy_backbone(), torch.rand(3, 1, 8, 8)
+    backbone = toy_backbone()
+    x = torch.rand(3, 1, 8, 8)
     backbone.module.eval()
     model = surgery.attach_head(backbone, 4).eval()
     features = backbone.module(x)
@@ -167,7 +171,8 @@ def test_an_attached_head_gets_the_features_of_a_copied_body():
 
 
 def test_a_frozen_part_shares_its_memory_and_trains_nothing():
-    backbone, x = toy_backbone(), torch.rand(3, 1, 8, 8)
+    backbone = toy_backbone()
+    x = torch.rand(3, 1, 8, 8)
     model = surgery.attach_head(backbone, 4, frozen=backbone.module.conv)
     assert model.body.conv.weight.data_ptr() == backbone.module.conv.weight.data_ptr()
     model(x).sum().backward()
@@ -176,8 +181,29 @@ def test_a_frozen_part_shares_its_memory_and_trains_nothing():
     assert backbone.module.conv.weight.requires_grad  # the backbone itself is not frozen
     others = [name for name, p in model.body.named_parameters() if p.requires_grad]
     assert others == [n for n, _ in backbone.module.named_parameters() if not n.startswith("conv.")]
-    with pytest.raises(ValueError, match="the frozen Linear is no part of this backbone"):
+    with pytest.raises(ValueError, match="the frozen Linear is no part of this body"):
         surgery.attach_head(backbone, 4, frozen=nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_bare_module_with_a_feature_dim_is_a_body_like_any_other(frozen):
+    module = toy_backbone().module.eval()
+    module.feature_dim = 5
+    torch.manual_seed(1)
+    model = surgery.attach_head(module, 4, frozen=module.conv if frozen else None)
+    torch.manual_seed(1)
+    same = surgery.attach_head(Backbone(module, 5), 4, frozen=module.conv if frozen else None)
+    assert differing(weights_of(same), model) == []
+    assert model.body is not module
+    assert model.body.conv.weight.requires_grad is not frozen
+    assert (model.body.conv.weight.data_ptr() == module.conv.weight.data_ptr()) is frozen
+    with pytest.raises(ValueError, match="takes 7 features but the body gives 5"):
+        surgery.attach_head(module, nn.Linear(7, 2))
+
+
+def test_a_bare_module_without_a_feature_dim_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r"the Sequential has no feature_dim; .*Backbone\(module, feature_dim\)"):
+        surgery.attach_head(toy_backbone().module, 4)
 
 
 def test_a_ready_made_head_is_used_as_it_is():
@@ -193,7 +219,8 @@ def test_a_head_that_does_not_fit_is_refused_with_the_right_size():
 
 
 def test_interpolation_meets_both_ends_and_is_linear_between():
-    a, b = weights_of(toy_model()), weights_of(toy_model())
+    a = weights_of(toy_model())
+    b = weights_of(toy_model())
     b["body.norm.num_batches_tracked"] += 5
     for alpha in (0.0, 0.25, 1.0):
         mixed = surgery.interpolate_weights(a, b, alpha)

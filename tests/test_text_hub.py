@@ -7,8 +7,7 @@ import torch
 from test_backbones import _Trap
 from toys import save_tiny_bert
 
-from tlhelpers.models.backbones import load_backbone
-from tlhelpers.experiments.full_scale import text_tuned
+from tlhelpers.models import load_backbone
 
 
 @pytest.fixture
@@ -19,8 +18,9 @@ def saved(tmp_path):
 
 def test_any_encoder_becomes_a_body_for_the_token_ids_of_its_own_tokenizer(saved):
     body = load_backbone(f"hub:{saved}")
-    ids = body.transform(["a book", "a"])
-    assert ids.shape[0] == 2 and body.feature_dim == 16
+    ids = body.tokens(["a book", "a"])
+    assert ids.shape[0] == 2
+    assert body.feature_dim == 16
     with torch.inference_mode():
         assert body.module(ids).shape == (2, 16)
         assert torch.allclose(body.module(ids)[1:], body.module(ids[1:, :3]), atol=1e-6)  # padding says nothing
@@ -45,11 +45,15 @@ def test_size_and_licence_are_printed_before_a_download(monkeypatch, capsys):
     file = SimpleNamespace(rfilename="model.safetensors", size=440_000_000)
     about = SimpleNamespace(siblings=[file], card_data=SimpleNamespace(license="apache-2.0"))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: about)
-    monkeypatch.setattr("tlhelpers.text.is_offline", lambda: False)
+    monkeypatch.setattr("tlhelpers.models.encoders.is_offline", lambda: False)
     with pytest.raises(OSError, match="could not be loaded"):
         load_backbone("hub:no/such-model")
-    assert "440 MB" in (said := capsys.readouterr().out) and "apache-2.0" in said
+    printed = capsys.readouterr().out
+    assert "440 MB" in printed
+    assert "apache-2.0" in printed
 
 
 def test_an_encoder_of_the_hub_is_fine_tuned_on_the_messages(saved):
+    from tlhelpers.experiments.full_scale import text_tuned
+
     assert 0 <= text_tuned(str(saved), labels=1, epochs=1) < 0.5

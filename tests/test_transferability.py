@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers.analysis.transferability import mmd_distance, proxy_a_distance
+from tlhelpers.analysis import mmd_distance, proxy_a_distance
 
 
 def test_two_samples_of_one_distribution_are_close():
@@ -33,6 +33,16 @@ def test_the_a_distance_depends_on_its_seed_alone_and_hardly_on_the_order_of_the
     torch.manual_seed(2)
     assert proxy_a_distance(a, b, seed=4) == first
     assert proxy_a_distance(b, a, seed=4) == pytest.approx(first, abs=0.25)
+
+
+def test_the_a_distance_moves_with_the_seed_of_the_machine(monkeypatch):
+    a, b = torch.randn(200, 3), torch.randn(150, 3) + 0.5
+    first = proxy_a_distance(a, b, seed=4)
+    monkeypatch.setenv("TLHELPERS_SEED", "1")
+    moved = proxy_a_distance(a, b, seed=4)
+    assert moved != first
+    monkeypatch.delenv("TLHELPERS_SEED")
+    assert proxy_a_distance(a, b, seed=1004) == moved
 
 
 @pytest.mark.parametrize("bandwidth", [None, 0.7])

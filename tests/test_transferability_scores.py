@@ -9,7 +9,8 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import mutual_info_score
 from torch.nn import functional as F
 
-from tlhelpers.analysis.transferability import h_score, leep, logme, mmd_distance, nce, squared_mmd
+from tlhelpers.analysis import h_score, leep, logme, mmd_distance, nce
+from tlhelpers.objectives import squared_mmd
 
 
 def sample(n, d, classes=3, shift=0.0):

@@ -2,31 +2,32 @@
 
 import ast
 import gzip
+import hashlib
 import io
 import json
 import pickle
 import re
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from toys import toy_backbone, toy_images
 
 import tlhelpers
-from tlhelpers.data import photos
-from tlhelpers.models.backbones import CUTS, load_backbone, photo_weights
-from tlhelpers.course.prefetch import main
-from tlhelpers.data.named import load_dataset
-from tlhelpers.analysis.features import cached_features, feature_key
+from tlhelpers.__main__ import main
+from tlhelpers.analysis import cached_features, open_features, stream_features
+from tlhelpers.analysis.features import feature_key
+from tlhelpers.data import load_dataset, photos, read_table
 from tlhelpers.data.folders import decode
-from tlhelpers.data.messages import read_table
+from tlhelpers.models import CUTS, load_backbone, load_hub_body, photo_weights
 from tlhelpers.runtime import cache_dir
-from tlhelpers.models.encoders import load_hub_body
 
 pytestmark = pytest.mark.fault_table
 ROOT = Path(tlhelpers.__file__).parent
@@ -53,7 +54,8 @@ def marker(tmp_path, monkeypatch):
 
 def pickles(marker: Path) -> dict[str, bytes]:
     """The same bomb in every form that some reader unpickles."""
-    new, old = io.BytesIO(), io.BytesIO()
+    new = io.BytesIO()
+    old = io.BytesIO()
     torch.save({"weight": Bomb(marker)}, new)
     torch.save(Bomb(marker), old, _use_new_zipfile_serialization=False)
     plain = [pickle.dumps({"data": Bomb(marker)}, protocol) for protocol in (0, 2, 4)]
@@ -66,7 +68,9 @@ def pickles(marker: Path) -> dict[str, bytes]:
 
 def photo_positions(root: Path) -> dict[Path, str]:
     """Files of data sets below the cache -> the name of the data set that reads them."""
-    cifar, mnist, emnist = root / "cifar-10-batches-py", root / "MNIST", root / "EMNIST"
+    cifar = root / "cifar-10-batches-py"
+    mnist = root / "MNIST"
+    emnist = root / "EMNIST"
     batches = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch", "batches.meta"]
     idx = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     letters = [f"emnist-letters-{s}-{k}-ubyte" for s in ("train", "test") for k in ("images-idx3", "labels-idx1")]
@@ -128,22 +132,39 @@ def test_a_pickle_in_the_place_of_a_data_set_is_refused(marker, fault_row):
 
 
 def test_a_pickle_in_the_feature_cache_is_replaced_by_features(marker, fault_row):
-    backbone, part = toy_backbone(), toy_images()
-    path = cache_dir() / "features" / f"{feature_key(backbone, part, None)}.safetensors"
-    expected, counts = cached_features(backbone, part).x, [0, 0]
+    backbone = toy_backbone()
+    examples = toy_images()
+    path = cache_dir() / "features" / f"{feature_key(backbone, examples, None)}.safetensors"
+    expected = cached_features(backbone, examples).x
+    counts = [0, 0]
     for bomb in pickles(marker).values():
         path.write_bytes(bomb)
         with pytest.warns(match="cannot be used"):
-            found = cached_features(backbone, part).x
+            features = cached_features(backbone, examples).x
         counts[0] += 1
-        counts[1] += torch.equal(found, expected) and not marker.exists()
+        counts[1] += torch.equal(features, expected) and not marker.exists()
     fault_row("pickle with code in the feature cache", "features are computed again, the code never runs", *counts)
+
+
+@pytest.mark.parametrize("name", ["f.npy", "f.labels.npy"])
+def test_a_pickle_in_the_place_of_streamed_features_is_refused(name, marker, fault_row):
+    examples = toy_images()
+    path = marker.parent / "f.npy"
+    counts = [0, 0]
+    with_array = io.BytesIO()
+    np.save(with_array, np.array([Bomb(marker)], dtype=object), allow_pickle=True)  # NumPy's own way to hold a pickle
+    for bomb in (*pickles(marker).values(), with_array.getvalue()):
+        stream_features(toy_backbone(), [(examples.x, examples.y)], path, rows=10)
+        counts[0] += 1
+        counts[1] += refused(lambda: open_features(path), path=path.with_name(name), bomb=bomb, marker=marker)
+    fault_row("pickle with code as streamed features", "refused, the code never runs", *counts)
 
 
 def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(marker, fault_row):
     from tlhelpers.training import checkpoint
 
-    counts, path = [0, 0], marker.parent / "run.pt"
+    counts = [0, 0]
+    path = marker.parent / "run.pt"
     for bomb in pickles(marker).values():
         path.write_bytes(bomb)
         counts[0] += 1
@@ -218,7 +239,8 @@ def escapes(out: Path) -> dict[str, bytes]:
 
 
 def test_an_archive_cannot_leave_its_folder(marker, fault_row):
-    archive, out = photos._root() / "cifar-10-python.tar.gz", marker.parent / "out"
+    archive = photos._root() / "cifar-10-python.tar.gz"
+    out = marker.parent / "out"
     (marker.parent / "secret").write_text("secret")
     archive.parent.mkdir(parents=True)
     counts = [0, 0]
@@ -234,24 +256,66 @@ def test_an_archive_cannot_leave_its_folder(marker, fault_row):
     fault_row("archive that leads out of its folder", "refused, nothing is written outside", *counts)
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused(marker, monkeypatch, fault_row):
-    monkeypatch.setattr(photos, "MOST_UNPACKED", 100_000)
-    zeros = bytes(1_000_000)
-    tar, raw = (
-        photos._root() / "cifar-10-python.tar.gz",
-        photos._root() / "MNIST" / "raw" / "train-images-idx3-ubyte.gz",
-    )
-    zipped = photos._root() / "EMNIST" / "raw" / "gzip.zip"
-    for path in (tar, raw, zipped):
+def zip_with(name: str, content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def archives(content: bytes) -> dict[Path, tuple[str, bytes]]:
+    """Place of every archive that is unpacked -> its data set, and an archive of this content to put there."""
+    root = photos._root()
+    letters = zip_with("gzip/emnist-letters-train-images-idx3-ubyte.gz", gzip.compress(content))
+    numbers = gzip.compress(content)
+    idx = [f"{split}-{kind}-ubyte.gz" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    first, *others = idx
+    for name in others:  # whoever reads the first finds the rest unpacked
+        path = root / "MNIST" / "raw" / name.removesuffix(".gz")
         path.parent.mkdir(parents=True, exist_ok=True)
-    tar.write_bytes(tar_with((entry(f"{BASE}/big", size=len(zeros)), zeros)))
-    raw.write_bytes(gzip.compress(zeros))
-    with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("gzip/emnist-letters-train-images-idx3-ubyte.gz", gzip.compress(zeros))
-    for name in ("cifar10", "mnist", "emnist-letters"):
-        with pytest.raises(ValueError, match=r"unpacks to more than 100,000 bytes"):
+        path.write_bytes(b"\0" * 16)
+    return {
+        root / "cifar-10-python.tar.gz": ("cifar10", tar_with((entry(f"{BASE}/big", size=len(content)), content))),
+        root / "MNIST" / "raw" / first: ("mnist", numbers),
+        root / "EMNIST" / "raw" / "gzip.zip": ("emnist-letters", letters),
+    }
+
+
+@pytest.mark.parametrize("content", [bytes(50_000_000), b"a few bytes"], ids=["bomb", "small"])
+def test_an_archive_that_is_not_the_published_one_is_refused_before_it_is_unpacked(content, marker, fault_row):
+    counts = [0, 0]
+    for path, (name, archive) in archives(content).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(archive)
+        before = {file: file.stat().st_size for file in marker.parent.rglob("*") if file.is_file()}
+        tracemalloc.start()
+        with pytest.raises(OSError, match=rf"{path.name} is not the published file \(its md5 is not .*\); remove it"):
             load_dataset(name)
-    fault_row("archive that unpacks to too much", "refused before it is unpacked", 3, 3)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        after = {file: file.stat().st_size for file in marker.parent.rglob("*") if file.is_file()}
+        counts[0] += 1
+        counts[1] += after == before and peak < 10_000_000
+    fault_row("archive that is not the published one", "refused, nothing is unpacked", *counts)
+
+
+def test_an_archive_with_the_published_bytes_is_unpacked(marker, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    images = struct.pack(">HBB3I", 0, 8, 3, 30, 28, 28) + bytes(30 * 28 * 28)
+    labels = struct.pack(">HBB1I", 0, 8, 1, 30) + bytes(number % 10 for number in range(30))
+    resources = []
+    for name, _ in MNIST.resources:
+        packed = gzip.compress(images if "images" in name else labels)
+        path = photos._root() / "MNIST" / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(packed)
+        resources.append((name, hashlib.md5(packed).hexdigest()))
+    with pytest.raises(OSError, match="is not the published file"):
+        load_dataset("mnist")
+    monkeypatch.setattr(MNIST, "resources", resources)
+    monkeypatch.setattr(photos, "_torchvision_splits", lambda _name, train, test: (len(train), len(test)))
+    assert load_dataset("mnist") == (30, 30)
 
 
 def png_with(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
@@ -308,20 +372,21 @@ FORBIDDEN = (
 
 def suspicious(tree: ast.Module) -> list[str]:
     """Calls that could run a file or a shell."""
-    found = []
+    names = []
     for call in calls(tree):
-        name, words = ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
-        found += [name] if re.fullmatch(FORBIDDEN, name) else []
-        found += [f"{name} shell"] if words.get("shell", "False") != "False" else []
-        found += [name] if name == "torch.load" and words.get("weights_only") != "True" else []
-        found += [name] if words.get("allow_pickle", "False") != "False" else []
-        found += [f"{name} trust"] if words.get("trust_remote_code", "False") != "False" else []
-        found += [name] if name.endswith("extractall") and words.get("filter") != "'data'" else []
-    return found
+        name = ast.unparse(call.func)
+        words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+        names += [name] if re.fullmatch(FORBIDDEN, name) else []
+        names += [f"{name} shell"] if words.get("shell", "False") != "False" else []
+        names += [name] if name == "torch.load" and words.get("weights_only") != "True" else []
+        names += [name] if words.get("allow_pickle", "False") != "False" else []
+        names += [f"{name} trust"] if words.get("trust_remote_code", "False") != "False" else []
+        names += [name] if name.endswith("extractall") and words.get("filter") != "'data'" else []
+    return names
 
 
 def test_the_package_runs_no_shell_and_reads_no_pickle():
-    assert {str(path): found for path, tree in TREES.items() if (found := suspicious(tree))} == {}
+    assert {str(path): names for path, tree in TREES.items() if (names := suspicious(tree))} == {}
     # The name of its error is harmless, and needed to say what was refused.
     importer = re.compile(r"^\s*(import pickle|from pickle import (?!UnpicklingError$))", re.MULTILINE)
     importers = [path.name for path, tree in TREES.items() if importer.search(ast.unparse(tree))]
@@ -343,10 +408,11 @@ def test_this_file_sees_what_it_forbids(code):
 
 
 def test_weights_of_the_hub_are_read_as_safetensors_and_never_with_code():
-    tree = TREES[ROOT / "text.py"]
+    tree = TREES[ROOT / "models" / "encoders.py"]
     hub = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "load_hub_body")
     source = ast.unparse(hub)
-    assert "'trust_remote_code': False" in source and "use_safetensors=True" in source
+    assert "'trust_remote_code': False" in source
+    assert "use_safetensors=True" in source
 
 
 def test_jupyter_listens_on_this_machine_only_and_keeps_its_token():

@@ -15,8 +15,10 @@ from test_notebooks import PAGES
 
 pytestmark = pytest.mark.wheel
 NAMES = {"plain": "TLHELPERS_WHEEL_PYTHON", "colab": "TLHELPERS_COLAB_PYTHON"}
+# The tools are in no wheel: this process takes a copy of them, its kernels do not.
 RUN = """
 import sys, nbformat
+sys.path.insert(0, sys.argv[2])
 from tools.pages import PageClient
 page = nbformat.read(sys.argv[1], as_version=4)
 PageClient(page, timeout=600, kernel_name="python3").execute()
@@ -71,7 +73,8 @@ def test_a_page_runs_alone(page, where, outside, tmp_path):
         (profile / "profile_default" / "startup" / "01-colab.py").write_text(COLAB, "utf-8")
         outside |= {"IPYTHONDIR": str(profile)}
         outside.pop("DISPLAY", None)
-    command = [python(where), "-c", RUN, page.name]
+    shutil.copytree(Path(__file__).parent.parent / "tools", tmp_path / "copied" / "tools")
+    command = [python(where), "-c", RUN, page.name, str(tmp_path / "copied")]
     done = subprocess.run(command, cwd=folder, env=outside, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path.name for path in folder.iterdir()} <= {page.name, "my_progress.json"}

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tlhelpers.models.backbones import Backbone, Normalize
-from tlhelpers.data.examples import Part
+from tlhelpers.data import Examples
+from tlhelpers.models import Backbone, Normalize
 
 CPU = torch.device("cpu")  # oracles that hold to the last bit are compared there
 
@@ -22,23 +22,29 @@ def toy_model() -> nn.Sequential:
     return nn.Sequential(OrderedDict(body=body, head=nn.Linear(6, 3)))
 
 
-def toy_part(n: int = 24) -> Part:
+def toy_examples(n: int = 24) -> Examples:
     """Points in four dimensions; the class is the largest of the first three coordinates."""
     x = torch.randn(n, 4, generator=torch.Generator().manual_seed(7))
-    return Part("toy/train", x, x[:, :3].argmax(1), ("a", "b", "c"), torch.arange(n))
+    return Examples("toy/train", x, x[:, :3].argmax(1), ("a", "b", "c"), torch.arange(n))
+
+
+toy_part = toy_examples  # the old name, until every test has the new one
 
 
 def toy_backbone() -> Backbone:
-    """Images [N, 1, H, W] -> [N, 5]."""
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    module = nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 5, 3), norm=nn.BatchNorm2d(5), relu=nn.ReLU(), pool=pool))
-    return Backbone("toy", module, 5, Normalize(0.5, 2.0), None, (), {})
+    """Images [N, 1, H, W], float in [0, 1] or uint8 -> [N, 5]."""
+    children = OrderedDict(normalize=Normalize(0.5, 2.0))
+    children["conv"] = nn.Conv2d(1, 5, 3)
+    children["norm"] = nn.BatchNorm2d(5)
+    children["relu"] = nn.ReLU()
+    children["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Backbone(nn.Sequential(children), 5, name="toy")
 
 
-def toy_images(n: int = 10) -> Part:
+def toy_images(n: int = 10) -> Examples:
     """Noise [n, 1, 8, 8] with labels 0, 1, 0, 1, ..."""
     x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(8))
-    return Part("toy/images", x, torch.arange(n) % 2, ("even", "odd"), torch.arange(n))
+    return Examples("toy/images", x, torch.arange(n) % 2, ("even", "odd"), torch.arange(n))
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:

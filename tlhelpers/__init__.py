@@ -1,46 +1,76 @@
 """Helpers of a hands-on course on transfer learning.
 
-A method of transfer learning is a model (a pretrained body plus a head, parts of it frozen), an
-objective (what is optimised) and a loop (which never changes).  They meet in the notebook:
+Data go into a model, an objective says what is learnt, training learns it, analysis says what came of it,
+the course tells it.
 
-    runtime          device, precision, threads, seeds, caches, quick or full profile
-    surgery          edit a model: heads, freezing, learning rates per part
-    backbones        named pretrained bodies
-    objectives       what is optimised, one factory per method
-    alignment        objectives against a shift of domain
-    pseudo_labels    target features that label themselves: prototypes, k-means, self-training
-    transferability  how far apart two domains are, from features
-    strategy         from a few measurements to a strategy, with reasons
-    data             parts, splits, few-shot subsets, batches resident on the device
-    downloads        files from the network, resumed and checked
-    tensor_files     a tensor in a file, checked when read
-    augment          random variation of whole batches of images
-    glyphs           printed characters, drawn from matplotlib's fonts
-    text             tokens, pooling and layers of a pretrained transformer
-    messages         labelled texts
-    folders          a folder of image files per class
-    photos           CIFAR-10, MNIST, EMNIST
-    datasets         named data sets
-    train            the loop
-    schedules        learning rates over a run
-    progress         how far a run is
-    checkpoint       stop and resume
-    distributed      a batch in pieces: over processes, or over time
-    features         run a frozen body once; probes
-    feature_files    the same for data larger than memory
-    plots            figures that also say themselves in words
-    widgets          interactive versions of plain functions
-    diagnose         checks that find silent mistakes in a training program
-    scorebook        which exercises are solved: one small file
-    checks           claims and exercises
-    badges           launch badges, and the cell that installs the package where it is missing
-    doctor           can the course run on this machine?
-    cli              `python -m tlhelpers doctor | prefetch | progress | badges`
-    exercises/       the questions of each page
-    recipes/         the scripts that made the shipped weights and recorded results
-    assets/          what they made, each with a card
+    data/                  labelled examples, where they come from, batches of them
+        examples           Examples, Splits, few-shot subsets, a look at what is suspicious
+        loaders            batches from memory, for one task or several
+        named              data sets by name
+        glyphs             printed characters, drawn from fonts
+        handwriting        the UCI digits on a canvas
+        photos             CIFAR-10, MNIST, EMNIST
+        folders            a folder of pictures per class
+        messages           labelled texts
+        tokens             texts as token ids
+        augment            random variation of whole batches of images
+    models/                pretrained bodies, and the surgery on them
+        backbones          bodies by name
+        normalize          the first child of every body for images
+        glyphnet           the small network of the shipped weights
+        photo_nets         torchvision's ImageNet networks without their classifiers
+        encoders           transformers for texts
+        surgery            heads, freezing, learning rates per part, mixed weights
+    objectives/            what is learnt, one factory per method
+        supervised         classification, and a pull towards the start
+        multitask          several tasks at once, gradients in conflict
+        distillation       a student learns from a teacher
+        adaptation         objectives against a shift of domain
+    training/              the loop, and what stands beside it
+        loop               fit, evaluate, accuracy
+        schedules          learning rates over a run
+        run_state          how far a run is
+        checkpoint         stop and resume
+        distributed        a batch in pieces, over processes or over time
+        device             tensors on a device, and its precision
+    analysis/              what came of it
+        features           run a frozen body once, and keep what comes out
+        probes             simple classifiers on features
+        baselines          what anyone could do without a body
+        transferability    how far apart domains are, how well a source will serve
+        pseudo_labels      prototypes, k-means, self-training
+        diagnose           checks that find silent mistakes
+        strategy           from a few measurements to a strategy, with reasons
+    course/                what a page is made of
+        page               set up, claims, the machine
+        exercise           questions that answer back
+        exercises          the questions, a file per page
+        scorebook          which exercises are solved: one small file
+        progress           all questions beside the scorebook
+        plots              figures that also say themselves in words
+        widgets            menus over plain functions
+        prefetch           fill the caches, to work without a network
+    experiments/           one script per recorded result and shipped weight
+        pretraining        the shipped bodies
+        label_curve        pages 00 and 02
+        fine_tuning        page 03
+        text               page 04
+        multi_task         page 05
+        distillation       page 06
+        text_distillation  page 06, a student for texts
+        domain_adaptation  page 07
+        choosing_a_source  page 08
+        full_scale         real photographs and weights
+        bug_clinic         plumbing of page 14
+        strategies         the ways to use a body, a function each
+        records            choose a setting, write down what came out
+    files                  one way to write a file, one way to fetch one
+    runtime                device, cores, profile, seeds, caches
+    doctor                 can the course run on this machine?
+    __main__               `python -m tlhelpers doctor | prefetch | progress`
+    assets/                shipped weights, data and records, each with a card
 
-Importing the package itself imports nothing else.
+Who may import whom is in pyproject.toml.  Importing the package itself imports nothing else.
 """
 
 __version__ = "0.1.0"

@@ -1,7 +1,67 @@
-"""`python -m tlhelpers`: see `tlhelpers.cli`."""
+"""The command line of the course: `python -m tlhelpers doctor | prefetch | progress`.
 
+The rooms are imported inside the functions: they import torch, and the doctor must speak when it is broken.
+"""
+
+import argparse
+import re
 import sys
+from pathlib import Path
 
-from tlhelpers.course.prefetch import main
+from tlhelpers.doctor import doctor
 
-sys.exit(main())
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tlhelpers", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("doctor", help="check Python, packages, GPU, memory, disk, caches, network and kernels")
+    fill = commands.add_parser("prefetch", help="download what the full profile uses, to work offline later")
+    fill.add_argument("--pages", help="such as 02,03; all pages when left out")
+    fill.add_argument("--profile", choices=("quick", "full"), default="full", help="quick needs nothing")
+    fill.add_argument("--to", type=Path, metavar="DIR", help="one folder for everything, to be shared")
+    solved = commands.add_parser("progress", help="show which exercises are solved, or make a table of a class")
+    solved.add_argument("files", nargs="*", type=Path, help="progress files of learners; your own when left out")
+    solved.add_argument("--csv", type=Path, metavar="FILE", help="write one row per learner and question")
+    options = parser.parse_args(arguments)
+    if options.command == "doctor":
+        return doctor()
+    if options.command == "progress":
+        return _progress(options.files, options.csv)
+    pages = options.pages.split(",") if options.pages else None
+    if wrong := [page for page in pages or [] if not re.fullmatch(r"\d\d", page)]:
+        parser.error(f"--pages {','.join(wrong)}: give two digits per page, such as 02,03")
+    return _prefetch(pages, options.profile, options.to)
+
+
+def _prefetch(pages: list[str] | None, profile: str, to: Path | None) -> int:
+    """Fill the caches; all pages when `pages` is None."""
+    from tlhelpers.course.prefetch import NEEDS, prefetch
+
+    if profile == "quick":
+        return prefetch([], to)
+    return prefetch(list(NEEDS) if pages is None else pages, to)
+
+
+def _progress(files: list[Path], table: Path | None) -> int:
+    """Show what is solved; several files are the books of several learners, named by their paths."""
+    from tlhelpers.course import progress, scorebook
+
+    if missing := [path for path in files if not path.exists()]:
+        print(f"{', '.join(map(str, missing))}: no such file; give the {scorebook.FILE} of each learner")
+        return 1
+    books = {str(path): scorebook.read(path) for path in files} or {"me": scorebook.collected()}
+    if table is not None:
+        with table.open("w", encoding="utf-8", newline="") as to:
+            progress.export(books, to)
+        print(f"{table}: {len(books)} learner(s)")
+        return 0
+    for learner, solved in books.items():
+        print(f"{learner}: {len(solved)} of {sum(map(len, progress.questions().values()))} exercises")
+    if not files:
+        progress.show()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,11 +1,14 @@
-"""Launch badges and the cell that installs the package where a page is opened alone (Colab, Kaggle).
+"""Launch badges and install cells: `python -m tools.badges --repo OWNER/NAME --ref TAG`, or `--remove`.
 
-The address is kept in one place, the table [tool.tlhelpers] of pyproject.toml; README.md and the pages
-follow from it.  Whatever is put in can be taken out again, to the byte.
+The cell installs the package where a page is opened alone (Colab, Kaggle).  The address is kept in one
+place, the table [tool.tlhelpers] of pyproject.toml; README.md and the pages follow from it.  Whatever is
+put in can be taken out again, to the byte.
 """
 
+import argparse
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +101,8 @@ def _pages(root: Path) -> list[Path]:
 
 def _edit(path: Path, change: Callable[[str], str]) -> None:
     old = path.read_bytes().decode("utf-8")
-    if (new := change(old)) != old:
+    new = change(old)
+    if new != old:
         path.write_bytes(new.encode("utf-8"))
 
 
@@ -116,14 +120,14 @@ def _page_with(text: str, marks: str, repository: str, ref: str) -> str:
 
 def _page_without(text: str) -> str:
     page = json.loads(text)
-    kept = [cell for cell in page["cells"] if INSTALL not in cell["metadata"].get("tags", [])]
-    if len(kept) < len(page["cells"]):
-        _count(kept, -1)
-    first = "".join(kept[0]["source"])
-    if len(kept) == len(page["cells"]) and not BADGES.search(first):
+    cells = [cell for cell in page["cells"] if INSTALL not in cell["metadata"].get("tags", [])]
+    first = "".join(cells[0]["source"])
+    if len(cells) == len(page["cells"]) and not BADGES.search(first):
         return text
-    kept[0]["source"] = BADGES.sub("", first).splitlines(keepends=True)
-    return _as_text(page | {"cells": kept})
+    if len(cells) < len(page["cells"]):
+        _count(cells, -1)
+    cells[0]["source"] = BADGES.sub("", first).splitlines(keepends=True)
+    return _as_text(page | {"cells": cells})
 
 
 def _count(cells: list[dict], by: int) -> None:
@@ -135,3 +139,29 @@ def _count(cells: list[dict], by: int) -> None:
 
 def _as_text(page: dict) -> str:
     return json.dumps(page, indent=1, ensure_ascii=False) + "\n"  # as nbformat writes it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write or remove badges in the working folder, the top folder of the course; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.badges", description=__doc__.splitlines()[0])
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="on GitHub; the one that pyproject.toml keeps if left out")
+    parser.add_argument("--ref", default="main", metavar="TAG", help="better a tag than a branch: Binder builds once")
+    parser.add_argument("--remove", action="store_true", help="take everything out again")
+    options = parser.parse_args(arguments)
+    try:
+        if options.remove:
+            remove_badges(Path())
+            return 0
+        pair = address(Path()) if options.repo is None else (options.repo, options.ref)
+        if pair is None:
+            raise ValueError("pyproject.toml keeps no address yet; give --repo OWNER/NAME --ref TAG")
+        repository, ref = pair
+        write_badges(Path(), repository, ref)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(f"badges and install cells lead to {repository} at {ref}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

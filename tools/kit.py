@@ -1,13 +1,15 @@
-"""What an instructor needs, made from the pages: `python docs/kit.py student|slides|guide [FOLDER]`.
+"""What an instructor needs, made from the pages: `python -m tools.kit student|slides|guide [FOLDER]`.
 
 student: copies without outputs and without the lines that show solutions.
 slides: reveal.js slides; a heading starts a slide, its first paragraph is shown, the rest becomes notes.
 guide: the table of pages in docs/instructors.md, from the pages' metadata and words.
 """
 
+import argparse
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -17,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTION = re.compile(r"^\s*#?\s*\w+\.solution\(\).*\n?", re.MULTILINE)
 # Reading: 150 words a minute and half a minute per code cell; five minutes per exercise.
-WORDS_A_MINUTE, MINUTES_A_CELL, MINUTES_AN_EXERCISE = 150, 0.5, 5
+WORDS_A_MINUTE = 150
+MINUTES_A_CELL = 0.5
+MINUTES_AN_EXERCISE = 5
 SHOWN_LINES = 15  # code longer than this is no slide
 SLIDE_EXTENSIONS = "myst_nb,sphinx.ext.mathjax,sphinx-mathjax-offline,sphinx_revealjs"
 
@@ -27,20 +31,24 @@ def student_copy(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in page.cells:
         if cell.cell_type == "code":
             cell.source = SOLUTION.sub("", cell.source).rstrip()
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs = []
+            cell.execution_count = None
     return page
 
 
 def slides_of(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The page as few words: headings, first paragraphs, figures, and the code written by hand."""
-    slides, heading, figures = [], "", 0
+    slides = []
+    heading = ""
+    figures = 0
     for cell in page.cells:
         if cell.cell_type == "markdown":
             for part in re.split(r"(?m)^(?=#{1,3} )", cell.source):
-                found = re.match(r"(#{1,3}) (.*)\n*", part)
-                if found:
-                    heading, figures = found[2], 0
-                    slides.append(new_markdown_cell(part if found[1] == "#" else _first_paragraph(part)))
+                title = re.match(r"(#{1,3}) (.*)\n*", part)
+                if title:
+                    heading = title[2]
+                    figures = 0
+                    slides.append(new_markdown_cell(part if title[1] == "#" else _first_paragraph(part)))
                 elif part.strip():
                     slides.append(new_markdown_cell(_notes(part)))
             continue
@@ -84,7 +92,8 @@ def guide() -> str:
     rows = ["| page | reading | computing | exercises | minutes in all |", "|---|---|---|---|---|"]
     details = ["## What each page is for"]
     for path, page in zip(PAGES, pages, strict=True):
-        facts, spent = page.metadata["tlcourse"], minutes(page)
+        facts = page.metadata["tlcourse"]
+        spent = minutes(page)
         name = f"[{facts['page']} {facts['title']}](../notebooks/{path.name})"
         rows.append(f"| {name} | {spent[0]} | {spent[1]} | {spent[2]} | {sum(spent)} |")
         details.append(f"### {facts['page']} {facts['title']}")
@@ -97,7 +106,8 @@ def guide() -> str:
     return "\n".join(rows) + "\n\n" + "\n\n".join(details) + "\n"
 
 
-def write_pages(folder: Path, change) -> None:
+def write_pages(folder: Path, change: Callable[[nbformat.NotebookNode], nbformat.NotebookNode]) -> None:
+    """Write every page, changed, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in PAGES:
         nbformat.write(change(nbformat.read(path, as_version=4)), folder / path.name)
@@ -121,23 +131,29 @@ def build_slides(folder: Path) -> None:
         "suppress_warnings": "myst.xref_missing,myst.header",
     }
     options = [word for name, value in settings.items() for word in ("-D", f"{name}={value}")]
-    docs, out = str(ROOT / "docs"), str(folder)
-    subprocess.run(
-        [sys.executable, "-m", "sphinx", "-E", "-q", "-b", "revealjs", "-c", docs, *options, str(sources), out],
-        check=True,
+    command = [sys.executable, "-m", "sphinx", "-E", "-q", "-b", "revealjs", "-c", str(ROOT / "docs"), *options]
+    subprocess.run([*command, str(sources), str(folder)], check=True)
+
+
+def write_guide() -> None:
+    """Bring the part of docs/instructors.md between its marks up to date."""
+    path = ROOT / "docs" / "instructors.md"
+    between = re.compile(r"(?<=<!-- guide -->\n).*(?=<!-- /guide -->)", re.DOTALL)
+    path.write_text(between.sub(lambda _: guide(), path.read_text("utf-8")), "utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.kit", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("student", "slides", "guide"))
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="where to write; build/student or build/slides if left out"
     )
-
-
-def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in ("student", "slides", "guide"):
-        sys.exit(__doc__)
-    if sys.argv[1] == "guide":
-        path = ROOT / "docs" / "instructors.md"
-        between = re.compile(r"(?<=<!-- guide -->\n).*(?=<!-- /guide -->)", re.DOTALL)
-        path.write_text(between.sub(lambda _: guide(), path.read_text("utf-8")), "utf-8")
+    options = parser.parse_args(arguments)
+    if options.what == "guide":
+        write_guide()
         return
-    folder = Path(sys.argv[2] if len(sys.argv) > 2 else ROOT / "build" / sys.argv[1])
-    if sys.argv[1] == "student":
+    folder = options.folder or ROOT / "build" / options.what
+    if options.what == "student":
         write_pages(folder, student_copy)
     else:
         build_slides(folder)

@@ -94,7 +94,8 @@ def page_table(pages: list[Path]) -> str:
     rows = ["| page | after it you will be able to | seconds |", "|---|---|---|"]
     for path in pages:
         facts = nbformat.read(path, as_version=4).metadata["tlcourse"]
-        objectives, seconds = "; ".join(facts["objectives"]), facts.get("seconds", "-")
+        objectives = "; ".join(facts["objectives"])
+        seconds = facts.get("seconds", "-")
         rows.append(f"| [{facts['page']} {facts['title']}](notebooks/{path.name}) | {objectives} | {seconds} |")
     return "\n".join(rows)
 

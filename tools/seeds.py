@@ -25,7 +25,7 @@ import nbformat
 from tools.pages import PageClient
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# As `checks.claim` prints it.
+# As `tlhelpers.course.claim` prints it.
 CLAIM = re.compile(r"^\N{CHECK MARK} (.+): (\S+) \((at (?:least|most) .+)\)$", re.MULTILINE)
 BOUND = re.compile(r"at (least|most) (\S+)")
 LEAST_MARGIN = 3  # standard errors; another machine rounds otherwise, and must not turn a claim red
@@ -49,14 +49,15 @@ def run(path: Path, seed: int) -> tuple[list[str], dict[str, tuple[float, str]]]
     outputs = [(number, out) for number, cell in enumerate(page.cells) for out in cell.get("outputs", [])]
     meant = {n for n, cell in enumerate(page.cells) if "raises-exception" in cell.metadata.get("tags", [])}
     failed = [(n, out) for n, out in outputs if out.output_type == "error" and n not in meant]
-    said = "\n".join(out.text for _, out in outputs if out.output_type == "stream" and out.name == "stdout")
-    claims = {text: (float(value), bounds) for text, value, bounds in CLAIM.findall(said)}
+    printed = "\n".join(out.text for _, out in outputs if out.output_type == "stream" and out.name == "stdout")
+    claims = {text: (float(value), bounds) for text, value, bounds in CLAIM.findall(printed)}
     return [f"cell {n}: {out.ename}: {COLOUR.sub('', out.evalue)}" for n, out in failed], claims
 
 
 def margin(values: list[float], bounds: str) -> float:
     """Standard deviations between the mean of the values and the nearest bound; infinite if they are all equal."""
-    mean, spread = statistics.mean(values), statistics.stdev(values)
+    mean = statistics.mean(values)
+    spread = statistics.stdev(values)
     limits = [(kind, float(limit)) for kind, limit in BOUND.findall(bounds)]
     rooms = [mean - limit if kind == "least" else limit - mean for kind, limit in limits]
     return min(rooms) / spread if spread else math.inf
@@ -88,9 +89,10 @@ def as_markdown(rows: list[tuple[str, str, str, list[float], float]], seeds: lis
         "|---|---|---|---|---|---|",
     ]
     for page, text, bounds, values, room in moving:
-        what = text.replace("|", "\\|")
-        mean, spread = statistics.mean(values), statistics.stdev(values)
-        lines.append(f"| {page[:2]} | {what} | {bounds} | {mean:.3g} | {spread:.2g} | {room:.1f} |")
+        escaped = text.replace("|", "\\|")
+        mean = statistics.mean(values)
+        spread = statistics.stdev(values)
+        lines.append(f"| {page[:2]} | {escaped} | {bounds} | {mean:.3g} | {spread:.2g} | {room:.1f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,24 +102,26 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="values of TLHELPERS_SEED")
     parser.add_argument("--table", type=Path, help="write the margins of all claims to this Markdown file")
     parser.add_argument("--jobs", type=int, default=1, help="pages that run at a time")
-    asked = parser.parse_args()
-    pages, count, rows = asked.pages or sorted(Path("notebooks").glob("[0-9]*.ipynb")), 0, []
-    with ProcessPoolExecutor(asked.jobs) as pool:
-        answers = pool.map(run, *zip(*itertools.product(pages, asked.seeds), strict=True))
+    options = parser.parse_args()
+    pages = options.pages or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+    count = 0
+    rows = []
+    with ProcessPoolExecutor(options.jobs) as pool:
+        answers = pool.map(run, *zip(*itertools.product(pages, options.seeds), strict=True))
         for path in pages:
             runs = []
-            for seed in asked.seeds:
-                found, claims = next(answers)
+            for seed in options.seeds:
+                failures, claims = next(answers)
                 runs.append(claims)
-                count += len(found)
-                print(f"{path.name}, seed {seed}: {len(found)} cells failed", *found, sep="\n    ", flush=True)
+                count += len(failures)
+                print(f"{path.name}, seed {seed}: {len(failures)} cells failed", *failures, sep="\n    ", flush=True)
             of_page = rows_of(path.name, runs) if len(runs) > 1 else []
             for _, text, bounds, values, room in (row for row in of_page if row[4] < LEAST_MARGIN):
                 shown = ", ".join(f"{value:g}" for value in values)
                 print(f"    margin {room:.1f}: {text}: {shown} ({bounds})", flush=True)
             rows += of_page
-    if asked.table:
-        asked.table.write_text(as_markdown(rows, asked.seeds), "utf-8")
+    if options.table:
+        options.table.write_text(as_markdown(rows, options.seeds), "utf-8")
     return int(count > 0)
 
 

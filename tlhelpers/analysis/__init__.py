@@ -1,5 +1,6 @@
 """Analysis: what a body gives, how far apart two domains are, and what is wrong with a program."""
 
+from tlhelpers.analysis import diagnose
 from tlhelpers.analysis.baselines import pixel_baseline, pixel_scores
 from tlhelpers.analysis.diagnose import (
     batch_dependence,
@@ -43,6 +44,7 @@ __all__ = [
     "can_overfit",
     "changed_tensors",
     "class_prototypes",
+    "diagnose",
     "extract_features",
     "feature_function",
     "first_loss",

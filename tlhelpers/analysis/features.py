@@ -160,8 +160,9 @@ def feature_key(body: Body, examples: Examples, layer: str | None) -> str:
     digest = hashlib.sha256()
     module = _module(body)
     name = body.name if isinstance(body, Backbone) else ""
-    # The text of a module shows what its weights do not: which activation, which normalisation.
-    texts = (examples.name, examples.history, name, str(module), str(layer))
+    # The text of a module shows what its weights do not, such as which activation; a module of one's own may
+    # hold a number that its text does not show.
+    texts = (examples.name, examples.history, name, str(module), str(layer), str(_settings(module)))
     digest.update("\0".join(texts).encode())
     buffers = dict(module.named_buffers())  # those that no state dict has, too
     tensors = {"rows": examples.indices, "x": examples.x, **module.state_dict(), **buffers}
@@ -169,6 +170,16 @@ def feature_key(body: Body, examples: Examples, layer: str | None) -> str:
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> list[tuple[str, str, object]]:
+    """Numbers and words in a module and its parts, except in which mode they are: (part, name, value)."""
+    return [
+        (part_name, key, value)
+        for part_name, part in module.named_modules()
+        for key, value in sorted(vars(part).items())
+        if not key.startswith("_") and key != "training" and isinstance(value, int | float | str | tuple | list)
+    ]
 
 
 def write_tensor(path: Path, x: Tensor) -> None:
@@ -257,9 +268,11 @@ def open_features(path: Path) -> Features:
     """
     try:
         # "c": what is read may be changed in memory, the file stays as it is (torch wants memory it may write).
-        x = np.load(path, mmap_mode="c", allow_pickle=False)
-        y = np.load(_labels_beside(path), mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        x = open_memmap(path, "c")
+        y = open_memmap(_labels_beside(path), "c")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy reads the head of a file as Python: damaged, it may raise anything
         raise ValueError(f"{path} does not hold features ({error}); remove it and extract them again") from error
     if x.ndim != 2 or x.dtype != np.float32 or y.shape != x.shape[:1] or y.dtype != np.int64:
         raise ValueError(

@@ -34,7 +34,8 @@ def class_prototypes(features: Features) -> Tensor:
             f"{len(features.x)} rows with {counts.tolist()} labels of class 0, 1, ...: every class needs an "
             "example, and there must be at least two classes"
         )
-    sums = torch.zeros(len(counts), features.x.shape[1]).index_add_(0, features.y, F.normalize(features.x))
+    sums = features.x.new_zeros(len(counts), features.x.shape[1])
+    sums.index_add_(0, features.y, F.normalize(features.x))
     return F.normalize(sums)
 
 

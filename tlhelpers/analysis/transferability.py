@@ -172,7 +172,7 @@ def _check_features(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"features must be [N, D], not {list(x.shape)}; flatten or average them first")
     y = _check_labels(labels, len(x))
     if not torch.isfinite(x).all():
-        raise ValueError("the features hold NaN or infinity; look at the inputs and at the body's transform")
+        raise ValueError("the features hold NaN or infinity; look at the inputs and at the body's normalisation")
     if (x == x[0]).all():
         raise ValueError(f"all {len(x)} rows of the features are equal; a body that tells nothing apart has no score")
     return x, y

@@ -1,8 +1,13 @@
-"""Claims that a page makes about itself, and exercises that answer back."""
+"""Exercises that answer back: a question, its judge, hints, a solution, and what is said to typical wrong answers."""
 
+import ast
 import contextlib
 import html
+import inspect
 import io
+import re
+import textwrap
+import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,34 +15,6 @@ from typing import Any
 from tlhelpers.course import scorebook
 
 RIGHT = "\N{CHECK MARK} Right."
-_made: list[tuple[str, float, str]] = []  # the claims of this kernel, for `claims_table`
-
-
-def claim(text: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
-    """Assert a statement of the page, and print it with the number that carries it.
-
-    Raises:
-        AssertionError: the value is outside its bounds (or NaN): the statement is not true here.
-        ValueError: no bound is given, so nothing could fail.
-    """
-    if at_least is None and at_most is None:
-        raise ValueError(f"the claim {text!r} has no bound; give at_least or at_most")
-    value = float(value)
-    limits = [("at least", at_least), ("at most", at_most)]
-    bound = " and ".join(f"{words} {limit:.4g}" for words, limit in limits if limit is not None)
-    low_ok = at_least is None or value >= at_least
-    high_ok = at_most is None or value <= at_most
-    if not (low_ok and high_ok):  # written so that NaN fails
-        raise AssertionError(f"not true here: {text}: {value:.4g}, but the page claims {bound}")
-    _made.append((text, value, bound))
-    print(f"\N{CHECK MARK} {text}: {value:.4g} ({bound})")
-
-
-def claims_table() -> None:
-    """Print every claim made so far in this kernel with its number and its bound."""
-    width = max((len(text) for text, _, _ in _made), default=0)
-    for text, value, bound in _made:
-        print(f"{text:<{width}}  {value:>8.4g}  {bound}")
 
 
 @dataclass
@@ -47,14 +24,16 @@ class Question:
     Nothing here raises: a wrong answer, or one that itself raises, is explained in words.
 
     Attributes:
+        name: page and number, such as "05.q1", under which a right answer is kept; None for a question of no page.
         text: what is asked, one sentence.
         judge: `answer -> None` if it is right, else the reason why it is wrong.
         hints: from a nudge to almost the answer.
-        solution: Python text that defines the answer under the name `answer`.
+        solution_text: Python text that defines the answer under the name `answer`.
         wrong: typical wrong answers as Python text, each with words that the reply must hold; used
             by the tests.
     """
 
+    name: str | None
     text: str
     judge: Callable[[Any], str | None]
     hints: list[str]
@@ -66,8 +45,8 @@ class Question:
         """Say whether the answer is right, and if not, why; a right one is kept in `scorebook`."""
         reply = self.verdict(answer)
         print(reply)
-        if reply == RIGHT:
-            scorebook.note(self)
+        if reply == RIGHT and self.name is not None:
+            scorebook.note(self.name)
 
     def verdict(self, answer: Any) -> str:
         """What `check` prints."""
@@ -99,6 +78,7 @@ class Question:
 
 
 def question(
+    name: str | None,
     text: str,
     judge: Callable[[Any], str | None],
     *,
@@ -109,30 +89,37 @@ def question(
     """Make a `Question`; see there.
 
     Raises:
-        ValueError: no hint, or no typical wrong answer to test it with.
+        ValueError: a name that is not page and number, no hint, or no typical wrong answer to test it with.
     """
+    if name is not None and not re.fullmatch(r"\d\d\.q\d+", name):
+        raise ValueError(f"the name {name!r} of a question must be page and number, such as '05.q1', or None")
     if not hints or not wrong:
         raise ValueError(f"the question {text[:40]!r} needs at least one hint and one typical wrong answer")
-    return Question(text, judge, list(hints), solution.strip(), list(wrong))
+    return Question(name, text, judge, list(hints), solution.strip(), list(wrong))
 
 
 def _untouched(answer: Any) -> bool:
-    """An answer still is the dots, or a function whose body still is."""
+    """Is an answer still the dots, or a function that holds nothing else?  Without source text it counts as written."""
     if answer is ... or answer is None:
         return True
-    code = getattr(answer, "__code__", None)
-    if code is None or not set(code.co_consts) <= {None, ..., answer.__doc__}:  # `return 5` has the same code as dots
+    if not inspect.isfunction(answer):
         return False
-    return code.co_code in (_bare_stub.__code__.co_code, _documented_stub.__code__.co_code)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(answer)))
+    except (OSError, SyntaxError, tokenize.TokenError):  # no source, or a lambda from the middle of a statement
+        return False
+    if isinstance(tree.body[0], ast.FunctionDef) and tree.body[0].name == answer.__name__:
+        statements = tree.body[0].body
+        if ast.get_docstring(tree.body[0]) is not None:
+            statements = statements[1:]
+        return all(isinstance(statement, ast.Expr) and _is_dots(statement.value) for statement in statements)
+    # The source of a lambda is the whole line, which may hold several.
+    lambdas = [node.body for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+    return len(lambdas) > 0 and all(map(_is_dots, lambdas))
 
 
-# What functions compile to that hold nothing but dots, or a docstring and dots.
-def _bare_stub() -> None: ...
-
-
-def _documented_stub() -> None:
-    """Nothing yet."""
-    ...
+def _is_dots(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is ...
 
 
 def choice(right: str, **replies: str) -> Callable[[Any], str | None]:

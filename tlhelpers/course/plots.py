@@ -53,8 +53,8 @@ def show_images(axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str] 
         axes[i].imshow(image, cmap="gray_r", vmin=0, vmax=1)
         if titles is not None:
             axes[i].set_title(titles[i], fontsize=9, pad=2)
-    named = f": {', '.join(dict.fromkeys(titles))}" if titles is not None else ""
-    return f"{len(images)} images{named}."
+    names = f": {', '.join(dict.fromkeys(titles))}" if titles is not None else ""
+    return f"{len(images)} images{names}."
 
 
 def plot_label_curve(
@@ -66,7 +66,7 @@ def plot_label_curve(
         labels: numbers of labels per class, [L]; drawn on a logarithmic axis.
         curves: per method one array of accuracies over seeds [S] for each of `labels` (S may vary).
     """
-    said = []
+    words = []
     for i, (name, runs) in enumerate(curves.items()):
         means, errors = zip(*(mean_and_error(run) for run in runs), strict=True)
         ax.errorbar(
@@ -81,7 +81,7 @@ def plot_label_curve(
             linestyle=DASHES[i % 7],
         )
         steps = ", ".join(f"{100 * m:.0f}" for m in means)
-        said.append(f"{name} {steps} %")
+        words.append(f"{name} {steps} %")
     if chance is not None:
         ax.axhline(chance, color="0.6", linewidth=1, linestyle=":")
         ax.annotate("chance", (labels[-1], chance), ha="right", va="bottom", color="0.4", fontsize=8)
@@ -92,14 +92,14 @@ def plot_label_curve(
     ax.set(xlabel="labels per class", ylabel="accuracy on the test part")
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, fontsize=9)
-    return f"accuracy at {', '.join(map(str, labels))} labels per class: " + "; ".join(said) + "."
+    return f"accuracy at {', '.join(map(str, labels))} labels per class: " + "; ".join(words) + "."
 
 
 def plot_sweep(
     ax: Axes, x: Sequence, curves: Mapping[str, np.ndarray], *, xlabel: str, ylabel: str, dots: bool = True
 ) -> str:
     """Something measured over seeds, [S, X], against a setting [X]: mean, standard error, and the seeds as dots."""
-    said = []
+    words = []
     places = np.arange(len(x))
     for i, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, dtype=float)
@@ -119,53 +119,27 @@ def plot_sweep(
         if dots:
             spread = places + 0.08 * (i - (len(curves) - 1) / 2)
             ax.plot(np.tile(spread, (len(values), 1)), values, ".", color=colour, alpha=0.35, markersize=4)
-        said.append(f"{name} " + ", ".join(f"{setting}: {m:.3g}" for setting, m in zip(x, means, strict=True)))
+        words.append(f"{name} " + ", ".join(f"{setting}: {m:.3g}" for setting, m in zip(x, means, strict=True)))
     ax.set_xticks(places, [str(setting) for setting in x])
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.25)
     if len(curves) > 1:
         ax.legend(frameon=False, fontsize=9)
-    return f"{ylabel} against {xlabel}: " + "; ".join(said) + "."
+    return f"{ylabel} against {xlabel}: " + "; ".join(words) + "."
 
 
 def plot_bars(ax: Axes, values: Mapping[str, np.ndarray], *, ylabel: str) -> str:
     """One bar per name: the mean over seeds [S], its standard error, and the seeds as dots."""
-    said = []
+    words = []
     for i, (name, runs) in enumerate(values.items()):
         mean, error = mean_and_error(runs)
         ax.bar(i, mean, yerr=error, capsize=3, color=COLOURS[i % 7], alpha=0.75, width=0.65)
         ax.plot(np.full(len(runs), i), runs, "k.", alpha=0.5, markersize=4)
-        said.append(f"{name} {mean:.3g} +/- {error:.2g}")
+        words.append(f"{name} {mean:.3g} +/- {error:.2g}")
     ax.set_xticks(range(len(values)), list(values))
     ax.set_ylabel(ylabel)
     ax.grid(alpha=0.25, axis="y")
-    return f"{ylabel}: " + "; ".join(said) + "."
-
-
-def plot_history(ax: Axes, history: Sequence[Mapping], *, value: str = "loss") -> str:
-    """train_* and validation_* of one value against the epoch, from what `fit` returned.
-
-    Raises:
-        ValueError: no epoch, or none of the two in every epoch.
-    """
-    if not history:
-        raise ValueError("the history is empty; give what fit returned")
-    epochs = [record["epoch"] for record in history]
-    said = []
-    for i, split in enumerate(("train", "validation")):
-        key = f"{split}_{value}"
-        if all(key in record for record in history):
-            numbers = [record[key] for record in history]
-            ax.plot(
-                epochs, numbers, label=split, color=COLOURS[i], linestyle=DASHES[i], marker=MARKERS[i], markersize=3
-            )
-            said.append(f"{split} from {numbers[0]:.3g} to {numbers[-1]:.3g}")
-    if not said:
-        raise ValueError(f"the history holds no train_{value}; it has {sorted(history[0])}")
-    ax.set(xlabel="epoch", ylabel=value)
-    ax.grid(alpha=0.25)
-    ax.legend(frameon=False, fontsize=9)
-    return f"{value} over {len(epochs)} epochs: " + ", ".join(said) + "."
+    return f"{ylabel}: " + "; ".join(words) + "."
 
 
 def plot_confusion(ax: Axes, truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> str:
@@ -174,10 +148,11 @@ def plot_confusion(ax: Axes, truth: np.ndarray, predicted: np.ndarray, classes: 
     Raises:
         ValueError: no example, or numbers that are not equally many classes 0..C-1.
     """
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
-    whole = {truth.dtype.kind, predicted.dtype.kind} <= {"i", "u"} and truth.shape == predicted.shape
+    truth = np.asarray(truth)
+    predicted = np.asarray(predicted)
+    are_labels = {truth.dtype.kind, predicted.dtype.kind} <= {"i", "u"} and truth.shape == predicted.shape
     if (
-        not whole
+        not are_labels
         or not truth.size
         or min(truth.min(), predicted.min()) < 0
         or max(truth.max(), predicted.max()) >= len(classes)
@@ -225,14 +200,15 @@ def plot_embedding(ax: Axes, points: Mapping[str, np.ndarray], *, title: str = "
 
 def plot_scatter(ax: Axes, points: Mapping[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str, ylabel: str) -> str:
     """One letter per name at the means of x and y, each over seeds [S]; standard errors both ways, key at the right."""
-    said = []
+    words = []
     for i, (name, (x, y)) in enumerate(points.items()):
-        (mean_x, error_x), (mean_y, error_y) = mean_and_error(x), mean_and_error(y)
+        mean_x, error_x = mean_and_error(x)
+        mean_y, error_y = mean_and_error(y)
         ax.errorbar(mean_x, mean_y, xerr=error_x, yerr=error_y, color="0.65", linewidth=1, capsize=2, zorder=1)
         letter = f"${chr(ord('A') + i)}$"
         ax.plot(mean_x, mean_y, linestyle="none", marker=letter, markersize=9, color=COLOURS[i % 7], label=name)
-        said.append(f"{name} ({mean_x:.3g}, {mean_y:.3g})")
+        words.append(f"{name} ({mean_x:.3g}, {mean_y:.3g})")
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return f"{ylabel} against {xlabel}, as (x, y): " + "; ".join(said) + "."
+    return f"{ylabel} against {xlabel}, as (x, y): " + "; ".join(words) + "."

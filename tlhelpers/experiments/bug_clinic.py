@@ -12,15 +12,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlhelpers.models.backbones import Backbone, Normalize
-from tlhelpers.data.examples import Part
-from tlhelpers.analysis.features import Features, extract_features, linear_probe
-from tlhelpers.course.plots import mean_and_error
-from tlhelpers.runtime import seed_everything
-from tlhelpers.models.surgery import attach_head
+from tlhelpers.analysis import Features, extract_features, fit_probe
+from tlhelpers.course import mean_and_error
+from tlhelpers.data import Examples
+from tlhelpers.models import Backbone, attach_head
+from tlhelpers.runtime import seed_everything, shifted
 
 CPU = torch.device("cpu")
 Outputs = namedtuple("Outputs", "logits aux_logits")
+
+
+def trained(body: Backbone, shot: Examples, epochs: Iterable[Tensor], *, seed: int) -> nn.Module:
+    """A network fine-tuned by SGD on batches of ten, in the row order given for each epoch."""
+    seed_everything(seed)
+    model = attach_head(body, len(shot.classes)).train()
+    groups = [{"params": model.body.parameters(), "lr": 0.005}, {"params": model.head.parameters(), "lr": 0.05}]
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    for rows in epochs:
+        take_steps(model, optimizer, [(shot.x[batch], shot.y[batch]) for batch in rows.split(10)])
+    return model.eval()
+
+
+def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """One step of an optimizer per batch, in the mode that the model is in."""
+    for x, y in batches:
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.inference_mode()
+def read(model: nn.Module, examples: Examples, batch_size: int = 256) -> float:
+    """Accuracy of a model in the mode that it is in, in batches of consecutive images."""
+    batches = zip(examples.x.split(batch_size), examples.y.split(batch_size), strict=True)
+    return torch.cat([model(x).argmax(1) == y for x, y in batches]).float().mean().item()
+
+
+def probe_draws(
+    body: Backbone | nn.Module,
+    draws: list[Examples],
+    test: Examples,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> np.ndarray:
+    """Test accuracy [S] of a linear probe per draw; `change` is applied to all images, training and test."""
+    if change is not None:
+        draws = [draw.mapped(change) for draw in draws]
+        test = test.mapped(change)
+    test_features = extract_features(body, test, device=CPU)
+    probes = [fit_probe(extract_features(body, draw, device=CPU)) for draw in draws]
+    return np.array([probe.score(test_features) for probe in probes])
 
 
 def complaint(action: Callable[[], object]) -> str:
@@ -42,45 +83,12 @@ class Ledger:
         """Keep and print good minus bad in points, paired; returns the mean."""
         self.points[name] = 100 * np.subtract(good, bad)
         mean, error = mean_and_error(self.points[name])
-        said = f"{100 * np.mean(good):.1f} % against {100 * np.mean(bad):.1f} %: {mean:.1f} +/- {error:.1f} points"
-        print(name.replace("-\n", "").replace("\n", " ") + ":", said)
+        title = name.replace("-\n", "").replace("\n", " ")  # names are broken into lines for a figure
+        print(
+            f"{title}: {100 * np.mean(good):.1f} % against {100 * np.mean(bad):.1f} %: "
+            f"{mean:.1f} +/- {error:.1f} points"
+        )
         return float(mean)
-
-
-@torch.inference_mode()
-def read(model: nn.Module, part: Part, transform: Callable[[Tensor], Tensor], batch_size: int = 256) -> float:
-    """Accuracy of a model in the mode that it is in, in batches of consecutive images."""
-    batches = zip(part.x.split(batch_size), part.y.split(batch_size), strict=True)
-    return torch.cat([model(transform(x)).argmax(1) == y for x, y in batches]).float().mean().item()
-
-
-def probe_draws(
-    backbone: Backbone, draws: list[Part], test: Part, change: Callable[[Tensor], Tensor] | None = None
-) -> np.ndarray:
-    """Test accuracy [S] of a linear probe per draw; `change` is applied to all images, training and test."""
-    parts = [part.mapped(change) if change else part for part in (*draws, test)]
-    features = [extract_features(backbone, part, device=CPU) for part in parts]
-    return np.array([linear_probe(draw, features[-1]).accuracy for draw in features[:-1]])
-
-
-def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """One step of an optimizer per batch, in the mode that the model is in."""
-    for x, y in batches:
-        loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-def trained(body: Backbone, shot: Part, epochs: Iterable[Tensor], *, seed: int) -> nn.Module:
-    """A network fine-tuned by SGD on batches of ten, in the row order given for each epoch."""
-    seed_everything(seed)
-    model, x = attach_head(body, len(shot.classes)).train(), body.transform(shot.x)
-    groups = [{"params": model.body.parameters(), "lr": 0.005}, {"params": model.head.parameters(), "lr": 0.05}]
-    optimizer = torch.optim.SGD(groups, momentum=0.9)
-    for rows in epochs:
-        take_steps(model, optimizer, [(x[batch], shot.y[batch]) for batch in rows.split(10)])
-    return model.eval()
 
 
 def luckiest(draw: Features, test: Features, *, settings: int = 40, voters: int = 60, seed: int) -> tuple[float, float]:
@@ -89,13 +97,15 @@ def luckiest(draw: Features, test: Features, *, settings: int = 40, voters: int 
     Returns:
         Its accuracy on those that chose it, and on all others.
     """
-    generator, scores = torch.Generator().manual_seed(seed), []
-    chose = torch.randperm(len(test), generator=generator) < voters
+    generator = torch.Generator().manual_seed(shifted(seed))
+    votes = torch.randperm(len(test), generator=generator) < voters
+    width = draw.x.shape[1]
+    scores = []
     for _ in range(settings):
-        some = torch.randperm(draw.x.shape[1], generator=generator)[: draw.x.shape[1] // 3]
-        guess = linear_probe(Features(draw.x[:, some], draw.y), Features(test.x[:, some], test.y)).predictions
-        right = (guess == test.y).float()
-        scores.append((right[chose].mean().item(), right[~chose].mean().item()))
+        columns = torch.randperm(width, generator=generator)[: width // 3]
+        probe = fit_probe(Features(draw.x[:, columns], draw.y))
+        right = (probe.predict(test.x[:, columns]) == test.y).float()
+        scores.append((right[votes].mean().item(), right[~votes].mean().item()))
     return max(scores, key=lambda pair: pair[0])  # the first of equals
 
 
@@ -115,18 +125,21 @@ class TwoHeads(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
-        self.body, self.head, self.aux = copy.deepcopy(backbone.module), nn.Linear(96, classes), nn.Linear(32, classes)
+        self.body = copy.deepcopy(backbone.module)
+        self.head = nn.Linear(96, classes)
+        self.aux = nn.Linear(32, classes)
 
-    def forward(self, x: Tensor) -> Outputs | Tensor:
-        middle = self.body.block2(self.body.block1(self.body.stem(x)))  # [N, 32, 8, 8]
-        logits = self.head(self.body.pool(self.body.block4(self.body.block3(middle))))
+    def forward(self, images: Tensor) -> Outputs | Tensor:
+        body = self.body
+        middle = body.block2(body.block1(body.stem(body.normalize(images))))  # [N, 32, 8, 8]
+        logits = self.head(body.pool(body.block4(body.block3(middle))))
         return Outputs(logits, self.aux(middle.mean((2, 3)))) if self.training else logits
 
 
-def rows_of(part: Part) -> tuple[Tensor, Tensor]:
+def rows_of(examples: Examples) -> tuple[Tensor, Tensor]:
     """Images as sequences of their inked rows, padded at the end: [N, T, W], and lengths [N]."""
-    inked = [(image > 0.3).any(1).nonzero().flatten() for image in part.x[:, 0]]
-    cropped = [image[ink[0] : ink[-1] + 1] for image, ink in zip(part.x[:, 0], inked, strict=True)]
+    inked = [(image > 0.3).any(1).nonzero().flatten() for image in examples.x[:, 0]]
+    cropped = [image[ink[0] : ink[-1] + 1] for image, ink in zip(examples.x[:, 0], inked, strict=True)]
     return nn.utils.rnn.pad_sequence(cropped, batch_first=True), torch.tensor([len(rows) for rows in cropped])
 
 
@@ -135,15 +148,16 @@ def last_valid(states: Tensor, lengths: Tensor) -> Tensor:
     return states[torch.arange(len(states)), lengths - 1]
 
 
-def pretrained_gru(part: Part, *, steps: int = 60) -> nn.GRU:
+def pretrained_gru(examples: Examples, *, steps: int = 60) -> nn.GRU:
     """A recurrent body that reads images row by row, trained with the valid last state."""
     seed_everything(0)
-    (rows, lengths), gru = rows_of(part), nn.GRU(part.x.shape[3], 64, batch_first=True)
-    head = nn.Linear(64, len(part.classes))
+    rows, lengths = rows_of(examples)
+    gru = nn.GRU(examples.x.shape[3], 64, batch_first=True)
+    head = nn.Linear(64, len(examples.classes))
     optimizer = torch.optim.Adam([*gru.parameters(), *head.parameters()], lr=5e-3)
     for _ in range(steps):
-        some = torch.randint(len(part), (200,))
-        loss = F.cross_entropy(head(last_valid(gru(rows[some])[0], lengths[some])), part.y[some])
+        batch = torch.randint(len(examples), (200,))
+        loss = F.cross_entropy(head(last_valid(gru(rows[batch])[0], lengths[batch])), examples.y[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -151,10 +165,10 @@ def pretrained_gru(part: Part, *, steps: int = 60) -> nn.GRU:
 
 
 @torch.no_grad()
-def gru_features(gru: nn.GRU, part: Part, pick: Callable[[Tensor, Tensor], Tensor]) -> Features:
+def gru_features(gru: nn.GRU, examples: Examples, pick: Callable[[Tensor, Tensor], Tensor]) -> Features:
     """`pick(states, lengths)` of a recurrent body for every image."""
-    rows, lengths = rows_of(part)
-    return Features(pick(gru(rows)[0], lengths).contiguous(), part.y)
+    rows, lengths = rows_of(examples)
+    return Features(pick(gru(rows)[0], lengths).contiguous(), examples.y)
 
 
 def tiny_bert() -> nn.Module:
@@ -164,11 +178,6 @@ def tiny_bert() -> nn.Module:
     seed_everything(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     return BertForSequenceClassification(BertConfig(vocab_size=100, num_labels=2, **sizes)).eval()
-
-
-def half(images: Tensor) -> Tensor:
-    """The normalisation of many tutorials, whatever the weights were made with."""
-    return Normalize(0.5, 0.5)(images)
 
 
 def narrow(images: Tensor) -> Tensor:

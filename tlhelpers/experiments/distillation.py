@@ -1,36 +1,44 @@
-"""Record the distillation of page 06: `python -m tlhelpers.experiments.distillation` (about 6 minutes on one CPU core).
+"""Record the distillation of page 06: `python -m tlhelpers.experiments.distillation` (6 minutes on one CPU core).
 
 A teacher with a pretrained body is fine-tuned on 5 labels per class; a student 20 times smaller learns
 from those labels alone, or from the teacher's answers on all training images.  Settings are chosen on
 the validation part with draws of labels that are not used afterwards; the test part is scored once
-per run.  Page 06 imports these same functions, runs one seed live and compares it with the record.
+per run.  Page 06 imports the same functions, runs one seed live and compares it with the record.
 """
 
-import itertools
-import json
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
 
-from tlhelpers.models.backbones import ASSETS, Backbone, load_backbone
-from tlhelpers.data.examples import Part, Splits, few_shot, make_loaders
-from tlhelpers.data.named import load_dataset
-from tlhelpers.objectives.supervised import Objective, attention_transfer, classification, distillation, feature_match
-from tlhelpers.experiments import label_curve as label_curve
-from tlhelpers.experiments.records import provenance
-from tlhelpers.experiments.label_curve import JITTERS, TUNING_SEEDS, accuracy, fine_tuned
+from tlhelpers.data import Examples, few_shot, load_dataset, make_loaders
+from tlhelpers.experiments import label_curve
+from tlhelpers.experiments.records import RECORDED, choose, provenance, read_record, write_record
+from tlhelpers.experiments.strategies import JITTERS, PRINT_MEAN, PRINT_STD, fine_tuned
+from tlhelpers.models import Backbone, Normalize, load_backbone
+from tlhelpers.objectives import (
+    FrozenTeacher,
+    Objective,
+    attention_transfer,
+    classification,
+    distillation,
+    feature_match,
+)
 from tlhelpers.runtime import seed_everything
-from tlhelpers.training.loop import fit, warmup_cosine
+from tlhelpers.training import accuracy, fit, warmup_cosine
 
-RECORD = ASSETS / "recorded" / "distillation.json"
+RECORD = RECORDED / "distillation.json"
 LABELS = 5  # per class
 SEEDS = range(5)
-STEPS, BATCH = 200, 32  # the same for every student, whatever it learns from
+TUNING_SEEDS = (1000, 1001)
+STEPS = 200  # the same for every student, whatever it learns from
+BATCH = 32
 TEMPERATURE = 4.0
-TEMPERATURES = (1.0, 4.0)
+LAYERS = ("body.block3", "body.block3")  # of student and teacher: [N, 32, 4, 4] and [N, 64, 4, 4]
 RATES = (3e-3, 1e-2, 3e-2)
 GRIDS = {  # what is chosen on validation; the student without a teacher gets the widest choice
     "labels": {"lr": RATES, "jitter": tuple(JITTERS)},
@@ -38,33 +46,15 @@ GRIDS = {  # what is chosen on validation; the student without a teacher gets th
     "soft targets": {"lr": RATES, "jitter": ("bend",)},
 }
 BETAS = {"FitNets": 1.0, "attention": 1000.0}  # fixed beforehand, not tuned
-LAYERS = ("body.block3", "body.block3")  # of student and teacher: [N, 32, 4, 4] and [N, 64, 4, 4]
-
-
-def tiny_cnn(classes: int = 10, *, channels: int = 1, width: int = 1) -> nn.Sequential:
-    """The student: [N, channels, 32, 32] -> [N, classes] with about 11,000 * width^2 parameters."""
-
-    def block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:  # halves the image
-        convolution = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
-        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
-
-    first, second, third = 12 * width, 24 * width, 32 * width
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # [N, third, 4, 4] -> [N, 4 * third]
-    blocks = {"block1": block(channels, first, 5), "block2": block(first, second, 3), "block3": block(second, third, 3)}
-    body = nn.Sequential(OrderedDict(**blocks, pool=pool))
-    return nn.Sequential(OrderedDict(body=body, head=nn.Linear(4 * third, classes)))
-
-
-def hard_answers(teacher: nn.Module) -> Objective:
-    """Cross-entropy against the teacher's most likely class for the same view of the image (pseudo-labels)."""
-    learn = classification()
-
-    def objective(model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            answers = teacher.eval()(batch[0]).argmax(1)
-        return learn(model, (batch[0], answers))
-
-    return objective
+STUDENTS = {  # name in the record: arguments of `taught`, besides the setting that was chosen
+    "labels": {"how": "labels"},
+    "pseudo-labels": {"how": "pseudo-labels"},
+    "soft targets T=1": {"how": "soft targets", "temperature": 1.0},
+    "soft targets T=4": {"how": "soft targets", "temperature": TEMPERATURE},
+    "FitNets": {"how": "FitNets"},
+    "attention": {"how": "attention"},
+}
+ROUNDED_STUDENT = "soft targets T=4"  # the one whose weights become int8
 
 
 @dataclass(frozen=True)
@@ -77,18 +67,10 @@ class Lesson:
         teacher: fine-tuned on `few`.
     """
 
-    few: Part
-    images: Part
+    few: Examples
+    images: Examples
     teacher: nn.Module
-    backbone: Backbone
     seed: int
-
-
-def lesson(backbone: Backbone, train: Part, *, seed: int) -> Lesson:
-    """Draw the labels of a seed and fine-tune the teacher, with the settings of the recorded label curve."""
-    setting = json.loads(label_curve.RECORD.read_text("utf-8"))["tuning"]["fine-tuned"]["chosen"]
-    few = few_shot(train, LABELS, seed=seed)
-    return Lesson(few, train, fine_tuned(backbone, few, seed=seed, **setting), backbone, seed)
 
 
 def taught(
@@ -101,42 +83,84 @@ def taught(
     beta: float = 0.0,
     steps: int = STEPS,
 ) -> nn.Sequential:
-    """A student.  Whatever `how` is, it sees equally many images.
+    """One run: a student.  Whatever `how` is, it sees equally many images.
 
     Args:
         how: "labels" learns from the few labels alone; the others look at all training images:
             "pseudo-labels" the teacher's hard answers, "soft targets" its softened ones, "FitNets"
             and "attention" match `LAYERS` too.
-        jitter: name of an augmentation in `few_shot.JITTERS`.
+        jitter: name of an augmentation in `strategies.JITTERS`.
         beta: weight of the matched layers.
 
     Raises:
         ValueError: `how` is none of these.
     """
     seed_everything(given.seed)
-    student, regressor = tiny_cnn(), nn.Conv2d(32, 64, 1)
-    soft = distillation(given.teacher, temperature=temperature, alpha=1.0)
-    objectives = {
-        "labels": classification(),
-        "pseudo-labels": hard_answers(given.teacher),
-        "soft targets": soft,
-        "FitNets": feature_match(soft, given.teacher, layers=LAYERS, regressor=regressor, beta=beta),
-        "attention": attention_transfer(soft, given.teacher, layers=LAYERS, beta=beta),
-    }
-    if how not in objectives:
-        raise ValueError(f"how is {how!r}; choose one of {sorted(objectives)}")
-    parameters = [*student.parameters(), *(regressor.parameters() if how == "FitNets" else ())]
-    loaders = make_loaders(
-        given.few if how == "labels" else given.images,
-        batch_size=BATCH,
-        steps=steps,
-        augment=JITTERS[jitter],
-        transform=given.backbone.transform,
-        seed=given.seed,
-    )
+    student = tiny_cnn()
+    objective = objective_of(how, given.teacher, temperature=temperature, beta=beta)
+    examples = given.few if how == "labels" else given.images
+    loaders = make_loaders(examples, batch_size=BATCH, steps=steps, augment=JITTERS[jitter], seed=given.seed)
+    parameters = [*student.parameters()]
+    if isinstance(objective, nn.Module):
+        parameters += objective.parameters()  # the regressor of FitNets learns too
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
-    fit(student, loaders, objectives[how], optimizer, epochs=1, schedule=warmup_cosine(), clip_norm=1.0)
+    fit(student, loaders, objective, optimizer, epochs=1, schedule=warmup_cosine(), clip_norm=1.0)
     return student
+
+
+def objective_of(how: str, teacher: nn.Module, *, temperature: float, beta: float) -> Objective:
+    """What a student of `taught` minimises; arguments and errors as there."""
+    frozen = FrozenTeacher(teacher)  # one for both terms of "FitNets" and "attention", which then ask it once per batch
+    soft = distillation(frozen, temperature=temperature, alpha=1.0)
+    match how:
+        case "labels":
+            return classification()
+        case "pseudo-labels":
+            return PseudoLabels(frozen)
+        case "soft targets":
+            return soft
+        case "FitNets":
+            return feature_match(soft, frozen, layers=LAYERS, regressor=nn.Conv2d(32, 64, 1), beta=beta)
+        case "attention":
+            return attention_transfer(soft, frozen, layers=LAYERS, beta=beta)
+    raise ValueError(f"how is {how!r}; choose one of {[*GRIDS, *BETAS]}")
+
+
+class PseudoLabels(nn.Module):
+    """Cross-entropy against the teacher's most likely class for the same view of the image; y is not read."""
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.cross_entropy = classification()
+
+    def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        x, _ = batch
+        return self.cross_entropy(model, (x, self.teacher(x).argmax(1)))
+
+
+def tiny_cnn(
+    classes: int = 10, *, channels: int = 1, width: int = 1, mean: float = PRINT_MEAN, std: float = PRINT_STD
+) -> nn.Sequential:
+    """The student: images [N, channels, 32, 32] -> [N, classes] with about 11,000 * width^2 parameters."""
+
+    def block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:  # halves the image
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+    body = OrderedDict(normalize=Normalize(mean, std))
+    body["block1"] = block(channels, 12 * width, kernel=5)
+    body["block2"] = block(12 * width, 24 * width, kernel=3)
+    body["block3"] = block(24 * width, 32 * width, kernel=3)
+    body["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())  # [N, D, 4, 4] -> [N, 4 * D]
+    return nn.Sequential(OrderedDict(body=nn.Sequential(body), head=nn.Linear(4 * 32 * width, classes)))
+
+
+def lesson(backbone: Backbone, train: Examples, *, seed: int) -> Lesson:
+    """Draw the labels of a seed and fine-tune the teacher, with the settings of the recorded label curve."""
+    setting = read_record(label_curve.RECORD)["tuning"]["fine-tuned"]["chosen"]
+    few = few_shot(train, LABELS, seed=seed)
+    return Lesson(few, train, fine_tuned(backbone, few, seed=seed, **setting), seed)
 
 
 def rounded(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
@@ -160,7 +184,8 @@ def with_rounded_weights(model: nn.Module, bits: int = 8) -> tuple[dict[str, Ten
 
     Biases and BatchNorm stay float32; the scales count, and so does each weight with `bits` bits.
     """
-    state, size = {}, 0
+    state = {}
+    size = 0
     for name, value in model.state_dict().items():
         if value.ndim < 2:
             state[name] = value.clone()
@@ -173,63 +198,66 @@ def with_rounded_weights(model: nn.Module, bits: int = 8) -> tuple[dict[str, Ten
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, part: Part, backbone: Backbone) -> Tensor:
-    """The most likely class of every image, int64 [N]."""
-    return model.eval()(backbone.transform(part.x)).argmax(1)
+def answers(model: nn.Module, examples: Examples) -> Tensor:
+    """The most likely class of every image, int64 [N], on the CPU; leaves the model in eval mode."""
+    device = next(model.parameters()).device
+    return model.eval()(examples.x.to(device)).argmax(1).cpu()
 
 
-def compressed(student: nn.Module, given: Lesson, test: Part) -> dict[str, float]:
-    """Test accuracy of the student with int8 weights, and how often each student agrees with its elder."""
-    small = tiny_cnn()
-    small.load_state_dict(with_rounded_weights(student)[0])
-    theirs, mine, rough = (answers(model, test, given.backbone) for model in (given.teacher, student, small))
-    pairs = {"accuracy": (rough, test.y), "agrees with float": (rough, mine), "agrees with teacher": (rough, theirs)}
-    return {name: round(float((a == b).float().mean()), 4) for name, (a, b) in pairs.items()}
+def int8_scores(student: nn.Module, teacher: nn.Module, test: Examples) -> dict[str, float]:
+    """Accuracy of a student with int8 weights, and how often it answers as the float student and the teacher do."""
+    rounded_student = tiny_cnn()
+    state, _ = with_rounded_weights(student)
+    rounded_student.load_state_dict(state)
+    predictions = answers(rounded_student, test)
+    others = {
+        "accuracy": test.y,
+        "agrees with float": answers(student, test),
+        "agrees with teacher": answers(teacher, test),
+    }
+    return {name: round(float((predictions == other).float().mean()), 4) for name, other in others.items()}
 
 
-def tuned(digits: Splits, lessons: list[Lesson]) -> dict[str, dict]:
-    """Per way of teaching the setting with the best mean validation accuracy, and the whole table."""
-    found: dict[str, dict] = {}
+def validation_accuracy(lessons: list[Lesson], validation: Examples, how: str, **setting) -> float:
+    """Mean over the students of several lessons."""
+    return mean(accuracy(taught(given, how, **setting), validation) for given in lessons)
+
+
+def tune(lessons: list[Lesson], validation: Examples) -> dict[str, dict]:
+    """Per way of teaching the setting with the best mean validation accuracy."""
+    tuning = {}
     for how, grid in GRIDS.items():
-        table = []
-        for values in itertools.product(*grid.values()):
-            setting = dict(zip(grid, values, strict=True))
-            models = [taught(given, how, **setting) for given in lessons]
-            scores = [accuracy(model, digits.validation, lessons[0].backbone.transform) for model in models]
-            table.append({"setting": setting, "validation_accuracy": round(sum(scores) / len(scores), 4)})
-            print(how, table[-1], flush=True)
-        found[how] = {"chosen": max(table, key=lambda row: row["validation_accuracy"])["setting"], "table": table}
+        print(how, flush=True)
+        tuning[how] = choose(partial(validation_accuracy, lessons, validation, how), grid)
     for how, beta in BETAS.items():  # at the rate of the soft targets, which they are added to
-        found[how] = {"chosen": found["soft targets"]["chosen"] | {"beta": beta}}
-    return found
+        tuning[how] = {"chosen": tuning["soft targets"]["chosen"] | {"beta": beta}}
+    return tuning
 
 
 def record(path: Path) -> None:
     """Tune on validation, then teach every student of every seed and score it once on the test part."""
-    digits, backbone = load_dataset("digits"), load_backbone("glyphs-all")
-    tuning = tuned(digits, [lesson(backbone, digits.train, seed=s) for s in TUNING_SEEDS[:2]])
-    ways = [("labels", {}), ("pseudo-labels", {}), *(("soft targets", {"temperature": t}) for t in TEMPERATURES)]
-    runs: dict[str, list[float]] = {}
-    int8: dict[str, list[float]] = {}
+    digits = load_dataset("digits")
+    backbone = load_backbone("glyphs-all")
+    tuning = tune([lesson(backbone, digits.train, seed=seed) for seed in TUNING_SEEDS], digits.validation)
+    runs = defaultdict(list)
+    int8 = defaultdict(list)
     for seed in SEEDS:
         given = lesson(backbone, digits.train, seed=seed)
-        runs.setdefault("teacher", []).append(accuracy(given.teacher, digits.test, backbone.transform))
-        for how, extra in [*ways, *((name, {}) for name in BETAS)]:
-            student = taught(given, how, **tuning[how]["chosen"], **extra)
-            name = f"{how} T={extra['temperature']:g}" if extra else how
-            runs.setdefault(name, []).append(accuracy(student, digits.test, backbone.transform))
-            if extra.get("temperature") == TEMPERATURE:
-                for column, value in compressed(student, given, digits.test).items():
-                    int8.setdefault(column, []).append(value)
-        print(seed, {name: round(values[-1], 4) for name, values in runs.items()}, flush=True)
+        runs["teacher"].append(round(accuracy(given.teacher, digits.test), 4))
+        for name, way in STUDENTS.items():
+            student = taught(given, **way, **tuning[way["how"]]["chosen"])
+            runs[name].append(round(accuracy(student, digits.test), 4))
+            if name == ROUNDED_STUDENT:
+                for column, value in int8_scores(student, given.teacher, digits.test).items():
+                    int8[column].append(value)
+        print(seed, {name: scores[-1] for name, scores in runs.items()}, flush=True)
     facts = {
         "what": f"test accuracy with {LABELS} labels per class by way of teaching and seed; int8: student at T=4",
-        "runs": {name: [round(value, 4) for value in values] for name, values in runs.items()},
+        "runs": runs,
         "int8": int8,
         "tuning": tuning,
     }
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(facts | provenance("python -m tlhelpers.experiments.distillation"), indent=1) + "\n", "utf-8")
+    write_record(path, facts | provenance("python -m tlhelpers.experiments.distillation"))
 
 
 if __name__ == "__main__":

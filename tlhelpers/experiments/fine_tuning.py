@@ -6,28 +6,25 @@ rates, and how hard L2-SP should pull.  Settings are chosen on the validation pa
 these same functions, runs one cell of each grid live and compares it with the record.
 """
 
-import itertools
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 from torch import nn
 
-from tlhelpers.models.backbones import ASSETS, Backbone, GlyphNet, load_backbone
-from tlhelpers.data.examples import Part, Splits, few_shot
-from tlhelpers.data.named import load_dataset
-from tlhelpers.experiments.records import provenance
-from tlhelpers.experiments.label_curve import TUNING_SEEDS, accuracy, train_small
+from tlhelpers.data import Examples, Splits, few_shot, load_dataset
+from tlhelpers.experiments.records import RECORDED, choose, provenance, write_record
+from tlhelpers.experiments.strategies import STAGES, fine_tuned, train_small
+from tlhelpers.models import Backbone, GlyphNet, attach_head, freeze, load_backbone
 from tlhelpers.runtime import seed_everything
-from tlhelpers.models.surgery import attach_head, freeze, param_groups
+from tlhelpers.training import accuracy
 
-RECORD = ASSETS / "recorded" / "fine_tuning.json"
-STAGES = ("stem", "block1", "block2", "block3", "block4")  # the parts of GlyphNet that have parameters
+RECORD = RECORDED / "fine_tuning.json"
 LABELS = 5  # per class
 SEEDS = range(5)
 DEPTH_SEEDS = range(10)  # the differences between freezing depths are small
+TUNING_SEEDS = (1000, 1001)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RATE_PLANS = {  # what `param_groups` makes of one learning rate
     "one rate for all": {"body_scale": 1.0, "layer_decay": 1.0},
@@ -37,37 +34,12 @@ RATE_PLANS = {  # what `param_groups` makes of one learning rate
 FAST = {"lr": 1e-2, "body_scale": 0.3}  # rates at which the body moves far, for L2-SP to hold it back
 PULLS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3)  # alpha of L2-SP
 
-
-def adapted(
-    backbone: Backbone,
-    train: Part,
-    *,
-    seed: int,
-    frozen: int = 0,
-    lr: float = 1e-2,
-    body_scale: float = 0.1,
-    layer_decay: float = 1.0,
-    alpha: float = 0.0,
-    steps: int = 60,
-) -> nn.Sequential:
-    """`few_shot.fine_tuned` with three more choices; with their defaults it gives the same bits.
-
-    Args:
-        frozen: number of stages, counted from the input, that stay as they were.
-        layer_decay: see `surgery.param_groups`.
-        alpha: strength of L2-SP, which takes the place of weight decay; none when 0.
-    """
-    seed_everything(seed)
-    model = attach_head(backbone, len(train.classes))
-    for name in STAGES[:frozen]:
-        freeze(model.body.get_submodule(name))
-    groups = param_groups(model.body, model.head, lr=lr, body_scale=body_scale, layer_decay=layer_decay)
-    return train_small(model, train, backbone.transform, groups=groups, seed=seed, steps=steps, alpha=alpha)
+Method = Callable[..., nn.Sequential]  # (train, seed=..., **setting) -> a trained model
 
 
 def partly_transferred(
     backbone: Backbone,
-    train: Part,
+    train: Examples,
     *,
     seed: int,
     keep: int,
@@ -76,21 +48,25 @@ def partly_transferred(
     body_scale: float = 0.1,
     steps: int = 150,
 ) -> nn.Sequential:
-    """The first `keep` stages from the backbone, frozen or trained at `lr * body_scale`; the rest starts at random."""
+    """One run: the first `keep` stages from the backbone, the rest from random weights.
+
+    Args:
+        keep: number of stages, counted from the input, that are transferred.
+        frozen: the transferred stages stay as they were; else they learn at `lr * body_scale`.
+    """
     seed_everything(seed)
     model = attach_head(backbone, len(train.classes))
     blank = GlyphNet()
     for name in STAGES[keep:]:
         setattr(model.body, name, blank.get_submodule(name))
-    old = [model.body.get_submodule(name) for name in STAGES[:keep]]
-    new = [*(model.body.get_submodule(name) for name in STAGES[keep:]), model.head]
-    groups = [{"params": [p for part in new for p in part.parameters()], "lr": lr}]
+    transferred = nn.ModuleList(model.body.get_submodule(name) for name in STAGES[:keep])
+    new = nn.ModuleList([*(model.body.get_submodule(name) for name in STAGES[keep:]), model.head])
+    groups = [{"params": list(new.parameters()), "lr": lr}]
     if frozen:
-        for part in old:
-            freeze(part)
+        freeze(transferred)
     elif keep:
-        groups.append({"params": [p for part in old for p in part.parameters()], "lr": lr * body_scale})
-    return train_small(model, train, backbone.transform, groups=groups, seed=seed, steps=steps)
+        groups.append({"params": list(transferred.parameters()), "lr": lr * body_scale})
+    return train_small(model, train, groups=groups, seed=seed, steps=steps)
 
 
 def drift_per_stage(body: nn.Module, start: nn.Module) -> dict[str, float]:
@@ -98,7 +74,7 @@ def drift_per_stage(body: nn.Module, start: nn.Module) -> dict[str, float]:
     drift = {}
     for name in STAGES:
         pairs = zip(body.get_submodule(name).parameters(), start.get_submodule(name).parameters(), strict=True)
-        drift[name] = float(sum((p - q).detach().square().sum() for p, q in pairs)) ** 0.5
+        drift[name] = float(sum((p - q.to(p.device)).detach().square().sum() for p, q in pairs)) ** 0.5
     return drift
 
 
@@ -107,95 +83,80 @@ def total_drift(body: nn.Module, start: nn.Module) -> float:
     return sum(d**2 for d in drift_per_stage(body, start).values()) ** 0.5
 
 
-def source_accuracy(body: nn.Module, backbone: Backbone, test: Part) -> float:
-    """What a changed body still knows: accuracy on the source task with the old head."""
-    return accuracy(nn.Sequential(body, backbone.head), test, backbone.transform)
+def source_accuracy(body: nn.Module, head: nn.Module, test: Examples) -> float:
+    """What a changed body still knows: accuracy on the source task with that task's own head."""
+    return accuracy(nn.Sequential(body, head), test)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What every experiment works on: few digits, a body, and the source task that it may forget."""
+def tune(method: Method, grid: dict[str, tuple], digits: Splits) -> dict:
+    """The setting with the best mean validation accuracy over the tuning seeds."""
 
-    digits: Splits
-    source_test: Part
-    backbone: Backbone
+    def score(**setting) -> float:
+        models = [method(few_shot(digits.train, LABELS, seed=s), seed=s, **setting) for s in TUNING_SEEDS]
+        return mean(accuracy(model, digits.validation) for model in models)
 
-    def few(self, seed: int) -> Part:
-        """The labelled digits of one seed."""
-        return few_shot(self.digits.train, LABELS, seed=seed)
-
-    def tuned_and_scored(self, run: Callable[..., nn.Sequential], grid: dict[str, tuple], seeds: range) -> dict:
-        """Choose the setting with the best mean validation accuracy over two tuning seeds, then score it on test.
-
-        Args:
-            run: `(few, seed=..., **setting) -> model`.
-        """
-        transform, table = self.backbone.transform, []
-        for values in itertools.product(*grid.values()):
-            setting = dict(zip(grid, values, strict=True))
-            tries = [run(self.few(s), seed=s, **setting) for s in TUNING_SEEDS[:2]]
-            scores = [accuracy(model, self.digits.validation, transform) for model in tries]
-            table.append({"setting": setting, "validation_accuracy": round(sum(scores) / len(scores), 4)})
-        chosen = max(table, key=lambda row: row["validation_accuracy"])["setting"]
-        models = [run(self.few(s), seed=s, **chosen) for s in seeds]
-        test = [round(accuracy(model, self.digits.test, transform), 4) for model in models]
-        print(chosen, test, flush=True)
-        return {"setting": chosen, "accuracy": test, "table": table}
-
-    def old_and_new(self, **setting: float) -> dict[str, list[float]]:
-        """Of `adapted` with one setting, over SEEDS: both tasks' accuracies and the drift."""
-        columns: dict[str, list[float]] = {
-            "accuracy": [],
-            "validation_accuracy": [],
-            "source_accuracy": [],
-            "drift": [],
-        }
-        for seed in SEEDS:
-            model = adapted(self.backbone, self.few(seed), seed=seed, **setting)
-            columns["accuracy"].append(accuracy(model, self.digits.test, self.backbone.transform))
-            columns["validation_accuracy"].append(accuracy(model, self.digits.validation, self.backbone.transform))
-            columns["source_accuracy"].append(source_accuracy(model.body, self.backbone, self.source_test))
-            columns["drift"].append(total_drift(model.body, self.backbone.module))
-        columns = {name: [round(value, 4) for value in values] for name, values in columns.items()}
-        print(setting, columns, flush=True)
-        return columns
+    return choose(score, grid)
 
 
-def freezing_depth(task: Task) -> dict[str, dict]:
-    """Everything transferred, the first k stages frozen: {k: ...}."""
+def tuned_and_scored(method: Method, grid: dict[str, tuple], digits: Splits, *, seeds: range) -> dict:
+    """One cell of a grid: the setting chosen on validation, its test accuracy per seed, and the table behind it."""
+    tuning = tune(method, grid, digits)
+    models = (method(few_shot(digits.train, LABELS, seed=s), seed=s, **tuning["chosen"]) for s in seeds)
+    test = [round(accuracy(model, digits.test), 4) for model in models]
+    print(tuning["chosen"], test, flush=True)
+    return {"setting": tuning["chosen"], "accuracy": test, "table": tuning["table"]}
+
+
+def freezing_depth(backbone: Backbone, digits: Splits) -> dict[str, dict]:
+    """Everything transferred, the first k stages frozen: {k: cell}."""
     cells = {}
     for k in range(len(STAGES) + 1):
-        grid = {"lr": (3e-3, 1e-2, 3e-2), "body_scale": (0.1, 0.3) if k < len(STAGES) else (0.1,)}
-        cells[str(k)] = task.tuned_and_scored(partial(adapted, task.backbone, frozen=k), grid, DEPTH_SEEDS)
+        body_scales = (0.1, 0.3) if k < len(STAGES) else (0.1,)  # with all frozen there is no body to train
+        grid = {"lr": (3e-3, 1e-2, 3e-2), "body_scale": body_scales}
+        cells[str(k)] = tuned_and_scored(partial(fine_tuned, backbone, frozen=k), grid, digits, seeds=DEPTH_SEEDS)
     return cells
 
 
-def transferred_stages(task: Task) -> dict[str, dict]:
-    """The first k stages transferred, frozen or trained, the rest at random: {how: {k: ...}}."""
+def transferred_stages(backbone: Backbone, digits: Splits) -> dict[str, dict]:
+    """The first k stages transferred, frozen or trained, the rest at random: {how: {k: cell}}."""
     cells: dict[str, dict] = {"frozen": {}, "trained": {}}
-    for k, how in itertools.product(range(len(STAGES) + 1), cells):
-        if k == 0 and how == "trained":  # nothing is transferred, so there is nothing to freeze either
-            cells[how]["0"] = cells["frozen"]["0"]
-            continue
-        run = partial(partly_transferred, task.backbone, keep=k, frozen=how == "frozen")
-        cells[how][str(k)] = task.tuned_and_scored(run, {"lr": (3e-3, 1e-2)}, SEEDS)
+    for k in range(len(STAGES) + 1):
+        for how, column in cells.items():
+            if k == 0 and how == "trained":  # nothing is transferred, so there is nothing to freeze either
+                column["0"] = cells["frozen"]["0"]
+                continue
+            method = partial(partly_transferred, backbone, keep=k, frozen=how == "frozen")
+            column[str(k)] = tuned_and_scored(method, {"lr": (3e-3, 1e-2)}, digits, seeds=SEEDS)
     return cells
+
+
+def old_and_new(backbone: Backbone, digits: Splits, source_test: Examples, **setting: float) -> dict[str, list[float]]:
+    """Of `fine_tuned` with one setting, per seed: accuracies on the new and the old task, and the drift."""
+    columns: dict[str, list[float]] = {"accuracy": [], "validation_accuracy": [], "source_accuracy": [], "drift": []}
+    for seed in SEEDS:
+        model = fine_tuned(backbone, few_shot(digits.train, LABELS, seed=seed), seed=seed, **setting)
+        columns["accuracy"].append(accuracy(model, digits.test))
+        columns["validation_accuracy"].append(accuracy(model, digits.validation))
+        columns["source_accuracy"].append(source_accuracy(model.body, backbone.head, source_test))
+        columns["drift"].append(total_drift(model.body, backbone.module))
+    columns = {name: [round(value, 4) for value in values] for name, values in columns.items()}
+    print(setting, columns, flush=True)
+    return columns
 
 
 def record(path: Path) -> None:
     """Run all experiments and write the file."""
-    task = Task(load_dataset("digits"), load_dataset("glyphs").test, load_backbone("glyphs-all"))
+    digits = load_dataset("digits")
+    backbone = load_backbone("glyphs-all")
+    both_tasks = partial(old_and_new, backbone, digits, load_dataset("glyphs").test)
     facts = {
         "what": f"test accuracy with {LABELS} labels per class by setting and seed; settings chosen on validation",
-        "depth": freezing_depth(task),
-        "transferred": transferred_stages(task),
-        "rates": {
-            name: {str(lr): task.old_and_new(lr=lr, **plan) for lr in RATES} for name, plan in RATE_PLANS.items()
-        },
-        "pulls": {str(alpha): task.old_and_new(alpha=alpha, **FAST) for alpha in PULLS},
+        "depth": freezing_depth(backbone, digits),
+        "transferred": transferred_stages(backbone, digits),
+        "rates": {name: {str(lr): both_tasks(lr=lr, **plan) for lr in RATES} for name, plan in RATE_PLANS.items()},
+        "pulls": {str(alpha): both_tasks(alpha=alpha, **FAST) for alpha in PULLS},
     }
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(facts | provenance("python -m tlhelpers.experiments.fine_tuning"), indent=1) + "\n", "utf-8")
+    write_record(path, facts | provenance("python -m tlhelpers.experiments.fine_tuning"))
 
 
 if __name__ == "__main__":

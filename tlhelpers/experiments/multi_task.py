@@ -7,63 +7,71 @@ chosen on the validation part with draws of labels that are not used afterwards.
 """
 
 import itertools
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import torch
 from torch import Tensor, nn
 
-from tlhelpers.objectives.adaptation import gradient_cosine, project_conflicting
-from tlhelpers.models.backbones import ASSETS, Normalize
-from tlhelpers.data.examples import JointLoader, Part, Splits, TensorLoader, few_shot
-from tlhelpers.data.named import TARGET_JITTER, load_dataset
-from tlhelpers.objectives.supervised import Objective, classification, multitask, uncertainty_weighted
-from tlhelpers.experiments.records import provenance
-from tlhelpers.experiments.label_curve import choose
+from tlhelpers.data import TARGET_JITTER, Examples, JointLoader, Splits, TensorLoader, few_shot, load_dataset
+from tlhelpers.experiments.records import RECORDED, choose, provenance, write_record
+from tlhelpers.models import Normalize
+from tlhelpers.objectives import (
+    Objective,
+    classification,
+    gradient_cosine,
+    multitask,
+    project_conflicting,
+    uncertainty_weighted,
+)
 from tlhelpers.runtime import seed_everything
-from tlhelpers.training.loop import evaluate, fit, warmup_cosine
+from tlhelpers.training import accuracy, evaluate, fit, warmup_cosine
 
-RECORD = ASSETS / "recorded" / "multi_task.json"
+RECORD = RECORDED / "multi_task.json"
 LABELS = 2  # per class of handwriting
 SEEDS = range(5)
+TUNING_SEEDS = (1000, 1001, 1002)
 STEPS = 100  # joint steps: as many batches of 32 from each task
 LAMBDAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, math.inf)  # infinity: the target alone
-WATCHED = (  # the runs at lambda = 1 whose gradients are compared, one per source
-    "one head, 1",
-    "labels 9 - y",
-    "labels 9 - y, own head",
-    "upside down",
-    "letters, own head",
-    "stripes, own head",
-)
 RATES = (1e-2, 3e-2)
-TRANSFORM = Normalize(0.2, 0.3)  # about the mean and spread of the pixels of both tasks
-WIDTHS = (16, 32, 64)
+WIDTHS = (16, 32, 64)  # channels of the three convolutions
+
+Method = Callable[..., nn.Module]  # (target examples, seed=..., **setting) -> a trained model
 
 
-class SmallBody(nn.Sequential):
-    """[N, 1, 32, 32] -> [N, 64]: three convolutions that each halve the image, then the mean over places."""
-
-    def __init__(self) -> None:
-        layers = []
-        for inputs, outputs in itertools.pairwise((1, *WIDTHS)):
-            layers += [nn.Conv2d(inputs, outputs, 5, 2, padding=2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.to(memory_format=torch.channels_last)  # faster on a CPU
-
-
-def new_model(classes: dict[str, int], *, shared_head: bool) -> nn.Module:
-    """A body, and per task a linear head; a shared head is one module under all names."""
-    model = nn.Module()
-    model.body = SmallBody()
-    heads = {task: nn.Linear(WIDTHS[-1], n) for task, n in reversed(classes.items())}
-    model.heads = nn.ModuleDict({task: heads["target"] if shared_head else heads[task] for task in classes})
+def jointly(
+    source: Examples,
+    target: Examples,
+    *,
+    seed: int,
+    lam: float = 1.0,
+    lr: float = 1e-2,
+    steps: int = STEPS,
+    shared_head: bool = True,
+    objective: Objective | None = None,
+) -> nn.Module:
+    """One run: a new model trained on both tasks: L_S + lambda * L_T, unless another objective is given."""
+    seed_everything(seed)
+    model = new_model({"source": len(source.classes), "target": len(target.classes)}, shared_head=shared_head)
+    loader = joint_loader(source, target, seed=seed, steps=steps)
+    if objective is None:
+        objective = multitask(weights_for(lam))
+    train(model, loader, objective, lr=lr)
     return model
+
+
+def train(model: nn.Module, loader: JointLoader, objective: Objective, *, lr: float) -> None:
+    """AdamW, warm-up and cosine, one pass; what the objective learns is not decayed."""
+    groups = [{"params": model.parameters(), "weight_decay": 0.02}]
+    if isinstance(objective, nn.Module):
+        groups.append({"params": objective.parameters(), "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=lr)
+    fit(model, (loader, None), objective, optimizer, epochs=1, schedule=warmup_cosine())
 
 
 def weights_for(lam: float) -> dict[str, float]:
@@ -73,79 +81,77 @@ def weights_for(lam: float) -> dict[str, float]:
     return {"source": 1 / (1 + lam), "target": lam / (1 + lam)}
 
 
-def joint_loader(source: Part, target: Part, *, seed: int, steps: int = STEPS) -> JointLoader:
+def joint_loader(source: Examples, target: Examples, *, seed: int, steps: int = STEPS) -> JointLoader:
     """Batches of 32 from each task, drawn and bent at random."""
-    parts = {"source": source, "target": target}
-    loaders = {
-        task: TensorLoader(part, 32, shuffle=True, steps=steps, augment=TARGET_JITTER, transform=TRANSFORM, seed=seed)
-        for task, part in parts.items()
-    }
-    return JointLoader(loaders)
+    return JointLoader(
+        {
+            task: TensorLoader(examples, 32, shuffle=True, steps=steps, augment=TARGET_JITTER, seed=seed)
+            for task, examples in (("source", source), ("target", target))
+        }
+    )
 
 
-def jointly(
-    source: Part,
-    target: Part,
-    *,
-    seed: int,
-    lam: float = 1.0,
-    lr: float = 1e-2,
-    steps: int = STEPS,
-    shared_head: bool = True,
-    objective: Objective | None = None,
-) -> nn.Module:
-    """A new model trained on both tasks: L_S + lambda * L_T, unless another objective is given."""
-    seed_everything(seed)
-    sizes = {"source": len(source.classes), "target": len(target.classes)}
-    model = new_model(sizes, shared_head=shared_head)
-    train(model, joint_loader(source, target, seed=seed, steps=steps), objective or multitask(weights_for(lam)), lr=lr)
+class SmallBody(nn.Sequential):
+    """[N, 1, 32, 32] in [0, 1] -> [N, 64]: three convolutions that each halve the image, then the mean over places."""
+
+    feature_dim = WIDTHS[-1]
+
+    def __init__(self) -> None:
+        children = OrderedDict(normalize=Normalize(0.2, 0.3))  # about the mean and spread of print and handwriting
+        for number, (inputs, outputs) in enumerate(itertools.pairwise((1, *WIDTHS)), start=1):
+            children[f"conv{number}"] = nn.Conv2d(inputs, outputs, 5, 2, padding=2, bias=False)
+            children[f"bn{number}"] = nn.BatchNorm2d(outputs)
+            children[f"relu{number}"] = nn.ReLU()
+        children["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(children)
+        self.to(memory_format=torch.channels_last)  # faster on a CPU
+
+
+def new_model(classes: dict[str, int], *, shared_head: bool) -> nn.Module:
+    """A body, and per task a linear head; a shared head is one module under all names.
+
+    Args:
+        classes: number of classes per task, "target" among them.
+    """
+    model = nn.Module()
+    model.body = SmallBody()
+    heads = {task: nn.Linear(SmallBody.feature_dim, n) for task, n in reversed(classes.items())}
+    model.heads = nn.ModuleDict({task: heads["target"] if shared_head else heads[task] for task in classes})
     return model
 
 
-def train(
-    model: nn.Module, loader: JointLoader, objective: Objective, *, lr: float, more: tuple[Tensor, ...] = ()
-) -> None:
-    """AdamW, warm-up and cosine, one pass; `more` are parameters of the objective."""
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters())}], lr=lr, weight_decay=0.02)
-    if more:
-        optimizer.add_param_group({"params": list(more), "weight_decay": 0.0})
-    fit(model, (loader, None), objective, optimizer, epochs=1, schedule=warmup_cosine())
+def through(model: nn.Module, task: str) -> nn.Sequential:
+    """The part of the model that one task uses."""
+    return nn.Sequential(OrderedDict(body=model.body, head=model.heads[task]))
 
 
-def in_sequence(source: Part, target: Part, *, seed: int, lr: float, source_lr: float) -> nn.Module:
+def in_sequence(source: Examples, target: Examples, *, seed: int, lr: float, source_lr: float) -> nn.Module:
     """Pretrain on the source, then tune on the target, all weights: as many batches as STEPS joint steps."""
     model = jointly(source, target, seed=seed, lam=0.0, lr=source_lr)
     train(model, joint_loader(source, target, seed=seed), multitask(weights_for(math.inf)), lr=lr)
     return model
 
 
-def learnt_weights(source: Part, target: Part, *, seed: int, lr: float) -> nn.Module:
-    """Uncertainty weighting; its two scalars learn at the rate of the network."""
-    seed_everything(seed)
-    model = new_model({"source": len(source.classes), "target": len(target.classes)}, shared_head=True)
-    scalars = nn.ParameterDict({task: torch.zeros(()) for task in ("source", "target")})
-    objective = uncertainty_weighted(scalars)
-    train(model, joint_loader(source, target, seed=seed), objective, lr=lr, more=tuple(scalars.parameters()))
-    return model
+def learnt_weights(source: Examples, target: Examples, *, seed: int, lr: float) -> nn.Module:
+    """Uncertainty weighting; its two log variances learn at the rate of the network."""
+    return jointly(source, target, seed=seed, lr=lr, objective=uncertainty_weighted(("source", "target")))
 
 
 def task_gradients(model: nn.Module, batch: dict) -> tuple[Tensor, Tensor]:
     """Gradients of L_S and L_T by all weights of the model, flattened: two vectors [P]."""
     parameters = list(model.parameters())
-    gradients = []
-    for task, pair in batch.items():
-        loss = classification()(through(model, task), pair)["loss"]
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)  # the other task's own head: none
-        found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        gradients.append(torch.cat([g.flatten() for g in found]))
-    return gradients[0], gradients[1]
+    flat = {}
+    for task, examples in batch.items():
+        loss = classification()(through(model, task), examples)["loss"]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)  # None for the other task's own head
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+        flat[task] = torch.cat([g.flatten() for g in filled])
+    return flat["source"], flat["target"]
 
 
 def pcgrad(model: nn.Module, batch: dict) -> dict[str, Tensor]:
     """An objective whose gradient is that of PCGrad; its value means nothing."""
-    g = sum(project_conflicting(*task_gradients(model, batch)))
-    weights = torch.cat([p.flatten() for p in model.parameters()])
-    return {"loss": (weights * g).sum() / 2}  # halved like weights_for(1)
+    return _with_gradient(model, sum(project_conflicting(*task_gradients(model, batch))))
 
 
 def watching(cosines: list[float]) -> Objective:
@@ -155,41 +161,42 @@ def watching(cosines: list[float]) -> Objective:
         g_s, g_t = task_gradients(model, batch)
         shared = sum(p.numel() for p in model.body.parameters())  # the body's weights come first
         cosines.append(gradient_cosine(g_s[:shared], g_t[:shared]))
-        weights = torch.cat([p.flatten() for p in model.parameters()])
-        return {"loss": (weights * (g_s + g_t)).sum() / 2}
+        return _with_gradient(model, g_s + g_t)
 
     return objective
 
 
-def through(model: nn.Module, task: str) -> nn.Sequential:
-    """The part of the model that one task uses."""
-    return nn.Sequential(OrderedDict(body=model.body, head=model.heads[task]))
+def _with_gradient(model: nn.Module, gradient: Tensor) -> dict[str, Tensor]:
+    """A loss that has half of a given gradient [P] by the model's weights (half, like the weights of lambda = 1)."""
+    weights = torch.cat([p.flatten() for p in model.parameters()])
+    return {"loss": (weights * gradient).sum() / 2}
 
 
 def scores(model: nn.Module, printed: Splits, digits: Splits) -> dict[str, float]:
     """Losses and accuracies: "validation" and "target" are handwriting, "source" is print in unseen fonts."""
-    found = {}
-    for name, task, part in [
-        ("validation", "target", digits.validation),
-        ("target", "target", digits.test),
-        ("source", "source", printed.test),
-    ]:
-        logged = evaluate(through(model, task), TensorLoader(part, 300, transform=TRANSFORM))
-        found |= {name: round(logged["accuracy"], 4), f"{name} loss": round(logged["loss"], 4)}
-    return found
+    logged = {
+        "validation": evaluate(through(model, "target"), TensorLoader(digits.validation, 300)),
+        "target": evaluate(through(model, "target"), TensorLoader(digits.test, 300)),
+        "source": evaluate(through(model, "source"), TensorLoader(printed.test, 300)),
+    }
+    table = {}
+    for name, numbers in logged.items():
+        table[name] = round(numbers["accuracy"], 4)
+        table[f"{name} loss"] = round(numbers["loss"], 4)
+    return table
 
 
-def turned_over(part: Part) -> Part:
+def turned_over(examples: Examples) -> Examples:
     """Upside down: a half turn, which makes a 6 of a 9."""
-    return part.mapped(lambda images: images.flip((2, 3)))
+    return examples.mapped(lambda images: images.flip((2, 3)))
 
 
-def relabelled(part: Part) -> Part:
+def relabelled(examples: Examples) -> Examples:
     """Every digit y called 9 - y."""
-    return replace(part, y=9 - part.y)
+    return replace(examples, y=9 - examples.y)
 
 
-def gratings(per_class: int = 100) -> Part:
+def gratings(per_class: int = 100) -> Examples:
     """Stripes in ten directions; the class is the direction."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(10).repeat(per_class)
@@ -198,49 +205,52 @@ def gratings(per_class: int = 100) -> Part:
     along = angle.cos()[:, None, None] * grid + angle.sin()[:, None, None] * grid[:, None]
     frequency, phase = torch.rand(2, len(y), 1, 1, generator=generator) * torch.tensor([8, 6.3])[:, None, None, None]
     x = torch.sin((8 + frequency) * along + phase).clamp(0, 1).unsqueeze(1)  # [N, 1, 32, 32]
-    return Part("gratings", x, y, tuple("0123456789"), torch.arange(len(y)))
+    return Examples("gratings", x, y, tuple("0123456789"), torch.arange(len(y)))
 
 
-def sources(printed: Splits) -> dict[str, tuple[Part, bool]]:
-    """Sources for the question whether one hurts: the part, and whether its head is the target's head too."""
-    parts = (
-        (printed.train, True),
-        (relabelled(printed.train), True),
-        (relabelled(printed.train), False),
-        (turned_over(printed.train), True),
-        (load_dataset("glyph-letters").train, False),
-        (gratings(), False),
-    )
-    return dict(zip(WATCHED, parts, strict=True))
+def sources(printed: Splits) -> dict[str, tuple[Examples, bool]]:
+    """Sources for the question whether one hurts: the examples, and whether their head is the target's head too."""
+    return {
+        "one head, 1": (printed.train, True),
+        "labels 9 - y": (relabelled(printed.train), True),
+        "labels 9 - y, own head": (relabelled(printed.train), False),
+        "upside down": (turned_over(printed.train), True),
+        "letters, own head": (load_dataset("glyph-letters").train, False),
+        "stripes, own head": (gratings(), False),
+    }
 
 
 def tune(printed: Splits, digits: Splits) -> dict[str, dict]:
-    """Learning rates by validation accuracy."""
+    """Learning rates by mean validation accuracy over the tuning seeds."""
 
-    def alone(lam: float) -> Callable[..., nn.Module]:
-        return lambda few, **setting: through(jointly(printed.train, few, lam=lam, **setting), "target")
+    def score(method: Method, **setting) -> float:
+        models = [method(few_shot(digits.train, LABELS, seed=s), seed=s, **setting) for s in TUNING_SEEDS]
+        return mean(accuracy(through(model, "target"), digits.validation) for model in models)
 
-    ends = [("source alone", 0.0), ("target alone", math.inf), ("joint", 1.0)]
-    found = {name: choose(alone(lam), {"lr": RATES}, (LABELS,), digits, TRANSFORM) for name, lam in ends}
-    source_lr = found["source alone"]["chosen"]["lr"]
-
-    def sequence(few: Part, **setting: float) -> nn.Module:
-        return through(in_sequence(printed.train, few, source_lr=source_lr, **setting), "target")
-
-    found["in sequence"] = choose(sequence, {"lr": (1e-3, 3e-3, 1e-2)}, (LABELS,), digits, TRANSFORM)
-    return found
+    tuning = {}
+    for name, lam in (("source alone", 0.0), ("target alone", math.inf), ("joint", 1.0)):
+        tuning[name] = choose(partial(score, partial(jointly, printed.train, lam=lam)), {"lr": RATES})
+    source_lr = tuning["source alone"]["chosen"]["lr"]
+    sequence = partial(in_sequence, printed.train, source_lr=source_lr)
+    tuning["in sequence"] = choose(partial(score, sequence), {"lr": (1e-3, 3e-3, 1e-2)})
+    return tuning
 
 
-def methods(printed: Splits, tuning: dict[str, dict]) -> dict[str, Callable[..., nn.Module]]:
-    """Every run that is recorded: name -> `(target part, seed=...) -> model`."""
-    lr, runs = tuning["joint"]["chosen"]["lr"], {}
-    rates = {end: tuning[end]["chosen"]["lr"] for end in tuning}
-    for lam, end in [(0.0, "source alone"), (math.inf, "target alone")]:
-        runs[f"one head, {lam:g}"] = partial(jointly, printed.train, lam=lam, lr=rates[end])
+def methods(printed: Splits, compared: dict[str, tuple[Examples, bool]], tuning: dict[str, dict]) -> dict[str, Method]:
+    """Every run that is recorded, by name.
+
+    Args:
+        compared: what `sources` gives.
+    """
+    rates = {name: choice["chosen"]["lr"] for name, choice in tuning.items()}
+    lr = rates["joint"]
+    runs = {}
+    for lam, alone in ((0.0, "source alone"), (math.inf, "target alone")):
+        runs[f"one head, {lam:g}"] = partial(jointly, printed.train, lam=lam, lr=rates[alone])
         # A joint step costs two batches, so a task alone may also take twice the steps.
-        runs[f"{end}, longer"] = partial(jointly, printed.train, lam=lam, lr=rates[end], steps=2 * STEPS)
-    for name, (part, shared) in sources(printed).items():
-        runs[name] = partial(jointly, part, lr=lr, shared_head=shared)
+        runs[f"{alone}, longer"] = partial(jointly, printed.train, lam=lam, lr=rates[alone], steps=2 * STEPS)
+    for name, (source, shared_head) in compared.items():
+        runs[name] = partial(jointly, source, lr=lr, shared_head=shared_head)
     runs["two heads, 1"] = partial(jointly, printed.train, lr=lr, shared_head=False)
     runs["learnt weights"] = partial(learnt_weights, printed.train, lr=lr)
     runs["PCGrad"] = partial(jointly, printed.train, lr=lr, objective=pcgrad)
@@ -250,24 +260,29 @@ def methods(printed: Splits, tuning: dict[str, dict]) -> dict[str, Callable[...,
     return runs
 
 
+def scored(method: Method, printed: Splits, digits: Splits, *, seed: int, watched: bool) -> dict[str, float]:
+    """Scores of one method at one seed; if it is watched, also the mean cosine of the two tasks' gradients."""
+    few = few_shot(digits.train, LABELS, seed=seed)
+    if not watched:
+        return scores(method(few, seed=seed), printed, digits)
+    cosines = []
+    model = method(few, seed=seed, objective=watching(cosines))
+    return scores(model, printed, digits) | {"cosine": round(mean(cosines), 4)}
+
+
 def record(path: Path) -> None:
     """Tune on validation, then run every method at every seed and score it once on the test parts."""
-    printed, digits = load_dataset("glyph-digits"), load_dataset("digits")
+    printed = load_dataset("glyph-digits")
+    digits = load_dataset("digits")
+    compared = sources(printed)
     tuning = tune(printed, digits)
-    draws = [few_shot(digits.train, LABELS, seed=seed) for seed in SEEDS]
     facts = {"what": "accuracies and losses on the test parts by method and seed", "runs": {}, "tuning": tuning}
     facts |= provenance("python -m tlhelpers.experiments.multi_task")
-    for name, run in methods(printed, tuning).items():
-        found = []
-        for seed in SEEDS:
-            cosines = []  # filled by the runs that are watched
-            watched = {"objective": watching(cosines)} if name in WATCHED else {}
-            model = run(draws[seed], seed=seed, **watched)
-            more = {"cosine": round(sum(cosines) / len(cosines), 4)} if cosines else {}
-            found.append(scores(model, printed, digits) | more)
-        facts["runs"][name] = {key: [one[key] for one in found] for key in found[0]}
+    for name, method in methods(printed, compared, tuning).items():
+        rows = [scored(method, printed, digits, seed=seed, watched=name in compared) for seed in SEEDS]
+        facts["runs"][name] = {key: [row[key] for row in rows] for key in rows[0]}
         print(name, facts["runs"][name]["target"], flush=True)
-        path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")  # what is done is kept
+        write_record(path, facts)  # what is done is safe
 
 
 if __name__ == "__main__":

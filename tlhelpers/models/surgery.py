@@ -26,10 +26,15 @@ def attach_head(body: nn.Module, head: int | nn.Module, *, frozen: nn.Module | N
         and `head`.
 
     Raises:
-        ValueError: fewer than two classes, a linear head whose input size is not `feature_dim`, or a
-            frozen part of another model.
+        ValueError: fewer than two classes, a linear head whose input size is not `feature_dim`, a body
+            without one, or a frozen part of another model.
     """
     module = body if isinstance(body, nn.Module) else body.module
+    if not hasattr(body, "feature_dim"):
+        raise ValueError(
+            f"the {type(body).__name__} has no feature_dim; set it to D of the output [N, D], or give "
+            "Backbone(module, feature_dim)"
+        )
     if frozen is not None and all(frozen is not part for part in module.modules()):
         raise ValueError(f"the frozen {type(frozen).__name__} is no part of this body; give one of its modules")
     if isinstance(head, int):

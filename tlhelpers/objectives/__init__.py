@@ -13,6 +13,7 @@ from tlhelpers.objectives.adaptation import (
     squared_mmd,
 )
 from tlhelpers.objectives.distillation import (
+    FrozenTeacher,
     attention_map,
     attention_transfer,
     distillation,
@@ -24,6 +25,7 @@ from tlhelpers.objectives.supervised import Batch, Objective, classification, l2
 
 __all__ = [
     "Batch",
+    "FrozenTeacher",
     "Objective",
     "adabn",
     "attention_map",

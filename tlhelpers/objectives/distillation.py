@@ -1,9 +1,9 @@
 """A student learns from a teacher: its softened answers, its features, or its attention.
 
-The teacher of an objective is part of it (`fit` moves it and keeps it in checkpoints) and is frozen: it runs in
-eval mode, whatever was called, gets no gradient, and its parameters no longer ask for one.
+The teacher of an objective is part of it: `fit` moves it to the device and keeps it in checkpoints.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,29 +14,41 @@ from torch.nn import functional as F
 from tlhelpers.objectives.supervised import Batch, Objective, check_labels
 
 
-class _Taught(nn.Module):
-    """An objective with a teacher."""
+class FrozenTeacher(nn.Module):
+    """A teacher that answers and does not change: eval mode whatever was called, no gradient.
 
-    def __init__(self, teacher: nn.Module) -> None:
+    It is a copy that shares the memory of the network's parameters as long as both are on one device; the network
+    itself is left as it is, trainable or not, on its own device and in its own mode.
+
+    Attributes:
+        network: the copy.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.teacher = teacher.requires_grad_(False).eval()
+        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
+        self.network = copy.deepcopy(network, shared).eval()
 
-    def train(self, mode: bool = True) -> "_Taught":
-        super().train(mode)
-        self.teacher.eval()
-        return self
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """Stays in eval mode."""
+        return super().train(False)
 
     @torch.no_grad()
-    def ask(self, x: Tensor) -> Tensor:
-        self.teacher.eval()
-        return self.teacher(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
 
 
-class Distillation(_Taught):
+def _frozen(teacher: nn.Module) -> FrozenTeacher:
+    """Objectives that are given one `FrozenTeacher` share it, and ask it once."""
+    return teacher if isinstance(teacher, FrozenTeacher) else FrozenTeacher(teacher)
+
+
+class Distillation(nn.Module):
     """See `distillation`."""
 
     def __init__(self, teacher: nn.Module, *, temperature: float, alpha: float) -> None:
-        super().__init__(teacher)
+        super().__init__()
+        self.teacher = _frozen(teacher)
         if not temperature > 0 or not 0 <= alpha <= 1:
             raise ValueError(f"temperature={temperature} must be above 0, and alpha={alpha} in [0, 1]")
         self.temperature = temperature
@@ -44,7 +56,7 @@ class Distillation(_Taught):
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         x, y = batch
-        teacher = self.ask(x)
+        teacher = self.teacher(x)
         student = model(x)
         return distillation_loss(student, teacher, y, temperature=self.temperature, alpha=self.alpha)
 
@@ -66,9 +78,12 @@ def distillation(teacher: nn.Module, *, temperature: float, alpha: float) -> Dis
 
 
 def distillation_loss(
-    student: Tensor, teacher: Tensor, y: Tensor, *, temperature: float, alpha: float
+    student: Tensor, teacher: Tensor, y: Tensor | None, *, temperature: float, alpha: float
 ) -> dict[str, Tensor]:
-    """What `distillation` computes, from the logits [N, C] of both: for a teacher that has answered already."""
+    """What `distillation` computes, from the logits [N, C] of both: for a teacher that has answered already.
+
+    With alpha = 1 there need be no labels (None).
+    """
     _check_shapes(student, teacher, "give the student a head for the teacher's classes")
     p = (teacher / temperature).log_softmax(1)
     q = (student / temperature).log_softmax(1)
@@ -84,7 +99,7 @@ def distillation_loss(
     return {**logged, "loss": alpha * soft + (1 - alpha) * hard, "hard_loss": hard, "accuracy": accuracy}
 
 
-class Matched(_Taught):
+class Matched(nn.Module):
     """`objective` plus beta * MSE of what the student's and the teacher's layer give, seen through two views.
 
     See `feature_match` and `attention_transfer`.
@@ -101,7 +116,8 @@ class Matched(_Taught):
         beta: float,
         name: str,
     ) -> None:
-        super().__init__(teacher)
+        super().__init__()
+        self.teacher = _frozen(teacher)
         if not beta >= 0:
             raise ValueError(f"beta is {beta}; it must be at least 0")
         self.objective = objective
@@ -113,10 +129,10 @@ class Matched(_Taught):
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         student_layer, teacher_layer = self.layers
-        with _listening(model, student_layer) as mine, _listening(self.teacher, teacher_layer) as theirs:
+        with _listening(model, student_layer) as mine, _listening(self.teacher.network, teacher_layer) as theirs:
             logged = self.objective(model, batch)
             if not theirs:  # a distillation has asked already
-                self.ask(batch[0])
+                self.teacher(batch[0])
         student = self.view_student(mine[0])
         teacher = self.view_teacher(theirs[0].detach())
         _check_shapes(student, teacher, "choose another layer or regressor")
@@ -183,11 +199,13 @@ def _check_shapes(student: Tensor, teacher: Tensor, remedy: str) -> None:
 @contextmanager
 def _listening(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     """A list that fills with the outputs of a layer; the hook is gone afterwards, whatever happens."""
-    layers = dict(module.named_modules())
-    if layer not in layers:
-        raise ValueError(f"no layer called {layer!r}; there are {', '.join(filter(None, layers))}")
+    try:
+        listened = module.get_submodule(layer)
+    except AttributeError:
+        names = ", ".join(name for name, _ in module.named_modules() if name)
+        raise ValueError(f"no layer called {layer!r}; there are {names}") from None
     caught: list[Tensor] = []
-    hook = layers[layer].register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+    hook = listened.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
     try:
         yield caught
     finally:

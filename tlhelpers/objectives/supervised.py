@@ -17,6 +17,8 @@ from torch.nn import functional as F
 Batch = tuple[Tensor, Tensor]
 Objective = Callable[[nn.Module, Batch], dict[str, Tensor]]
 
+NO_LABEL = -(2**31)  # torch leaves out examples with this label: without it those with -100, and nobody would notice
+
 
 def classification(*, label_smoothing: float = 0.0) -> Objective:
     """Cross-entropy of `model(x)` [N, C] against labels y int64 [N]; logs the accuracy.
@@ -28,19 +30,29 @@ def classification(*, label_smoothing: float = 0.0) -> Objective:
     def objective(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         x, y = batch
         logits = model(x)
-        check_labels(logits, y)
-        loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+        check_shapes(logits, y)
+        try:
+            loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing, ignore_index=NO_LABEL)
+        except IndexError:  # torch has looked at every label (on a CPU); which one was it?
+            check_labels(logits, y)
+            raise
         return {"loss": loss, "accuracy": (logits.argmax(1) == y).float().mean()}
 
     return objective
 
 
-def check_labels(logits: Tensor, y: Tensor, lowest: int = 0) -> None:
+def check_shapes(logits: Tensor, y: Tensor) -> None:
+    """Refuse logits that are not [N, C] and labels y that are not [N], with a ValueError."""
     if logits.ndim != 2 or y.shape != logits.shape[:1]:
         raise ValueError(
             f"logits {list(logits.shape)} and labels {list(y.shape)} do not match: the model must give "
             "[N, C] for labels [N]"
         )
+
+
+def check_labels(logits: Tensor, y: Tensor, lowest: int = 0) -> None:
+    """Refuse other shapes, and labels outside `lowest`..C-1 (on a CPU), with a ValueError."""
+    check_shapes(logits, y)
     # On a GPU, looking at a value would wait for the device at every step; `Examples` has checked the labels.
     if not y.is_cpu:
         return

@@ -127,7 +127,8 @@ def _keep_as_previous(path: Path) -> None:
     try:
         os.link(path, previous)
     except OSError:  # a file system without links
-        shutil.copyfile(path, previous)
+        with atomic(previous) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def read(path: Path, *, into_memory: bool = True) -> dict:

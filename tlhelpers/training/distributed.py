@@ -108,13 +108,14 @@ class Team:
             means.examples = int(everything.pop(""))
             means.sums = everything
 
-    def same_buffers(self, model: nn.Module) -> None:
+    def same_buffers(self, model: nn.Module, objective: Callable) -> None:
         """Give all the running statistics of the first process."""
         if self.size > 1:
             from accelerate.utils import broadcast
 
-            for buffer in model.buffers():
-                buffer.copy_(broadcast(buffer))
+            for module in (model, objective):
+                for buffer in module.buffers() if isinstance(module, nn.Module) else ():
+                    buffer.copy_(broadcast(buffer))
 
 
 def _end_group() -> None:

@@ -1,5 +1,6 @@
 """The loop.  It never changes: what is learnt is the objective's business, what may move is the optimizer's."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def fit(
             parameter of the objective or holds one of neither model nor objective; a checkpoint that is of
             another run, damaged, or more than tensors and plain values.
         FloatingPointError: a loss is not finite; the message names the first such step, and the model has the best
-            weights so far.
+            weights so far (without a validation, those of before this step, on a GPU of before this epoch).
         OSError: the checkpoint cannot be written at the start.  Later that is a warning, and the run goes on.
     """
     train_loader, validation_loader = loaders
@@ -105,7 +106,7 @@ def fit(
     with rates, _bar(run, epochs, team) as bar, stop_button(checkpoint is not None and team.size == 1) as stop:
         while len(run.history) < epochs and not stop():
             # 1. Learn from every batch once; after an interruption, from those that are left.
-            with _best_weights_survive(run):
+            with _weights_survive(run, device):
                 train = train_one_epoch(
                     model,
                     run.remaining_batches(),
@@ -178,6 +179,7 @@ def train_one_epoch(
         train_mode(objective)
     team.begin_epoch()
     forward = team.joined(objective, model)
+    precision = autocast(device)
     for batch in loader:
         means.steps += 1
         # 1. Set the learning rates of this step, and tell the objective how far the run is.
@@ -189,7 +191,7 @@ def train_one_epoch(
         optimizer.zero_grad()
         pieces = team.share(to_device(batch, device), accumulate)
         for number, piece in enumerate(pieces, start=1):
-            with autocast(device):
+            with precision:
                 logged = forward(piece.batch, number == len(pieces))
             watch.look(logged, means.steps)
             loss = logged["loss"] if piece.weight == 1 else logged["loss"] * piece.weight
@@ -206,7 +208,7 @@ def train_one_epoch(
             break
     watch.report()
     team.total(means)
-    team.same_buffers(model)
+    team.same_buffers(model, objective)
     return means.result()
 
 
@@ -243,45 +245,57 @@ def accuracy(model: nn.Module, examples: Examples, *, device: torch.device | Non
 
 
 class _LossWatch:
-    """Notices a loss that is not finite: at once on a CPU; on a GPU within `LOOK_EVERY` steps, without waiting."""
+    """Notices a loss that is not finite: at once on a CPU; on a GPU within `LOOK_EVERY` steps, without waiting.
+
+    Attributes:
+        every: losses that are looked at together.
+        unseen: (step, loss) of those that nobody has looked at.
+    """
 
     def __init__(self, device: torch.device, epoch: int) -> None:
         self.epoch = epoch
         self.every = 1 if device.type == "cpu" else LOOK_EVERY
-        self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # the first such step; 0: none so far
-        self.looked = 0
+        self.unseen: list[tuple[int, Tensor]] = []
 
     def look(self, logged: dict[str, Tensor], step: int) -> None:
         if "loss" not in logged:
             raise ValueError(f"the objective returned {sorted(logged)}; it must have an entry 'loss'")
-        loss = logged["loss"]
         if self.every == 1:
-            if not math.isfinite(loss.item()):
-                self._raise(step, loss.item())
+            self._check(step, logged["loss"].item())
             return
-        is_first = ~torch.isfinite(loss.detach()) & (self.first_bad == 0)
-        self.first_bad = torch.where(is_first, step, self.first_bad)
-        self.looked += 1
-        if self.looked % self.every == 0:
+        self.unseen.append((step, logged["loss"].detach()))
+        if len(self.unseen) >= self.every:
             self.report()
 
     def report(self) -> None:
         """Wait for the device, and raise if a loss was not finite."""
-        if self.every > 1 and (step := int(self.first_bad)):
-            self._raise(step, math.nan)
+        if not self.unseen:
+            return
+        steps, losses = zip(*self.unseen, strict=True)
+        self.unseen = []
+        for step, loss in zip(steps, torch.stack(losses).tolist(), strict=True):  # one wait for all
+            self._check(step, loss)
 
-    def _raise(self, step: int, loss: float) -> None:
-        raise FloatingPointError(
-            f"the loss is {loss} in epoch {self.epoch}, step {step}; lower the learning rate, "
-            "set clip_norm=1.0, or look for NaN in the inputs"
-        )
+    def _check(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} in epoch {self.epoch}, step {step}; lower the learning rate, "
+                "set clip_norm=1.0, or look for NaN in the inputs"
+            )
 
 
 @contextmanager
-def _best_weights_survive(run: RunState) -> Iterator[None]:
+def _weights_survive(run: RunState, device: torch.device) -> Iterator[None]:
+    """Put the best weights so far back after a loss that was not finite."""
+    before = None
+    if run.best_weights is None and device.type != "cpu":
+        # There the steps go on until somebody looks; without a best epoch the weights of before this one are kept.
+        before = copy.deepcopy(run.model.state_dict())
     try:
         yield
     except FloatingPointError:
+        if before is not None:
+            run.model.load_state_dict(before)
         run.restore_best()
         raise
 

@@ -111,9 +111,6 @@ class RunState:
             if validation["loss"] < self.best_loss:
                 self.best_loss = validation["loss"]
                 self.best_weights = copy.deepcopy(self.model.state_dict())
-        elif next(self.model.parameters()).device.type != "cpu":
-            # On a GPU a broken loss is noticed some steps late; the last weights that were right are kept for it.
-            self.best_weights = copy.deepcopy(self.model.state_dict())
         self.history.append(record | {"seconds": time.perf_counter() - self._clock})
         self.means = Means()
         self.seconds = 0.0
@@ -127,19 +124,19 @@ class RunState:
 
     def plan(self) -> dict:
         """What must be the same for a run to be continued, in words and numbers."""
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        model = {name: f"{t.dtype} {list(t.shape)} trainable={t.requires_grad}" for name, t in tensors}
         groups = {}
         for k, (group, rate) in enumerate(zip(self.optimizer.param_groups, self.rates.first, strict=True)):
             settings = {name: str(value) for name, value in group.items() if name not in ("params", "lr")}
             groups[f"group {k}"] = {"lr": float(rate), "parameters": len(group["params"]), **settings}
         schedule = self.rates.schedule
+        _, validation = self.loaders
         return {
             "steps per epoch": len(self.loaders[0]),
+            "validation steps": None if validation is None else len(validation),
             "schedule": schedule and [float(schedule(part)) for part in (0.05, 0.25, 0.5, 0.75, 0.95)],
             "optimizer": {"kind": type(self.optimizer).__name__, **groups},
-            "model": model,
-            "objective": sorted(self._objective_state()),
+            "model": _tensors_of(self.model),
+            "objective": _tensors_of(self.objective) if isinstance(self.objective, nn.Module) else {},
         }
 
     def state(self) -> dict:
@@ -185,6 +182,12 @@ class RunState:
         return dict(self.objective.state_dict()) if isinstance(self.objective, nn.Module) else {}
 
 
+def _tensors_of(module: nn.Module) -> dict[str, str]:
+    """Parameters and buffers, in words."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: f"{t.dtype} {list(t.shape)} trainable={t.requires_grad}" for name, t in tensors}
+
+
 def random_states() -> dict:
     """The states of Python's, NumPy's and torch's generators (all devices) as tensors and plain values."""
     name, keys, *rest = np.random.get_state()
@@ -208,6 +211,7 @@ def batch_order(loaders: tuple[Iterable, Iterable | None]) -> dict:
 
 
 def set_batch_order(loaders: tuple[Iterable, Iterable | None], state: dict) -> None:
+    """Put back what `batch_order` noted."""
     for loader, position in zip(loaders, state["loaders"], strict=True):
         _set_position(loader, position)
     set_random_states(state["random"])

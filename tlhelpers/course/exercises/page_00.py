@@ -5,6 +5,7 @@ import torch
 from tlhelpers.course.exercise import choice, near, question
 
 q1 = question(
+    "00.q1",
     "Where in the label curve is the gain from transfer largest?",
     choice(
         "b",
@@ -35,6 +36,7 @@ def _judge_class_means(function) -> str | None:
 
 
 q2 = question(
+    "00.q2",
     "Write class_means(x, y): features x [N, D] and labels y [N] to the mean feature of each class [C, D].",
     _judge_class_means,
     hints=["x[y == 0] are the features of class 0.", "torch.stack turns a list of C vectors [D] into [C, D]."],
@@ -65,6 +67,7 @@ def _judge_equal_labels(answer) -> str | None:
 
 
 q3 = question(
+    "00.q3",
     "About how many labels per class do the cropped pixels need for what the pretrained body reaches with 2?",
     _judge_equal_labels,
     hints=["The numbers stand in words below the figure.", "It lies between 2 and 10."],

@@ -5,6 +5,7 @@ import torch
 from tlhelpers.course.exercise import choice, near, question
 
 q1 = question(
+    "01.q1",
     "A target holds only the digits 0 to 4 of the source: what are the A-distance and the accuracy lost?",
     choice(
         "a",
@@ -42,6 +43,7 @@ def _judge_reading(function) -> str | None:
 
 
 q2 = question(
+    "01.q2",
     "Write read_with(logits, wanted): the position in wanted of the largest wanted output, for every row.",
     _judge_reading,
     hints=[
@@ -85,18 +87,19 @@ def _judge_angle(answer) -> str | None:
 
 
 q3 = question(
+    "01.q3",
     "At which of 10, 20, ... degrees does the source classifier first read fewer than half of the digits?",
     _judge_angle,
     hints=[
-        "part.mapped(lambda x: turned(x, degrees)) turns all images of a part.",
+        "examples.mapped(lambda x: turned(x, degrees)) turns all images.",
         "zero_shot(f.x, f.y)[1] is the accuracy among the ten digits; average it over the five draws.",
         "It lies above 40 degrees.",
     ],
     solution="""
 # for degrees in range(10, 100, 10):
-#     parts = [part.mapped(lambda x: turned(x, degrees)) for part in sets["held-out fonts"]]
-#     runs = [extract_features(body, part) for part in parts]
-#     print(degrees, np.mean([zero_shot(f.x, f.y)[1] for f in runs]))
+#     draws = [draw.mapped(lambda x: turned(x, degrees)) for draw in sets["held-out fonts"]]
+#     features = [extract_features(body, draw) for draw in draws]
+#     print(degrees, np.mean([zero_shot(f.x, f.y)[1] for f in features]))
 answer = 60
 """,
     wrong=[

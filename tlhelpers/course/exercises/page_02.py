@@ -5,14 +5,15 @@ import torch
 from tlhelpers.course.exercise import choice, near, question
 
 q1 = question(
+    "02.q1",
     "Every feature is multiplied by a positive number of its own: whose predictions can change?",
     choice(
         "b",
         a="k-NN compares angles, and stretching some features more than others changes angles",
-        c="linear_probe standardises first: z_j and a_j z_j become the same number",
+        c="fit_probe standardises first: z_j and a_j z_j become the same number",
     ),
     hints=[
-        "What does linear_probe do to the features before it fits?",
+        "What does fit_probe do to the features before it fits?",
         "Draw two vectors in the plane and stretch one axis: does the angle between them stay?",
     ],
     solution='answer = "b"  # standardising undoes the scaling; angles between raw features do not survive it',
@@ -30,13 +31,16 @@ def _judge_standardise(function) -> str | None:
     got = function(train.clone(), new.clone())
     if not isinstance(got, tuple | list) or len(got) != 2:
         return "return two things, the standardised train and the standardised new"
-    got = [torch.as_tensor(part).float() for part in got]
-    for name, part, given in zip(("train", "new"), got, (train, new), strict=True):
-        if part.shape != given.shape:
-            return f"{name} is {list(given.shape)}, yours comes back as {list(part.shape)}; statistics are per feature"
-    if not all(torch.isfinite(part).all() for part in got):
+    got = [torch.as_tensor(features).float() for features in got]
+    for name, features, given in zip(("train", "new"), got, (train, new), strict=True):
+        if features.shape != given.shape:
+            return (
+                f"{name} is {list(given.shape)}, yours comes back as {list(features.shape)}; statistics are per feature"
+            )
+    if not all(torch.isfinite(features).all() for features in got):
         return "a constant feature has standard deviation 0, and dividing by it gives NaN or infinity"
-    mean, spread = train.mean(0), train.std(0, unbiased=False)
+    mean = train.mean(0)
+    spread = train.std(0, unbiased=False)
     scale = torch.where(spread > 0, spread, 1.0)
 
     def same(a, b):
@@ -57,6 +61,7 @@ def _judge_standardise(function) -> str | None:
 
 
 q2 = question(
+    "02.q2",
     "Write standardise(train, new): both [N, D], both standardised with the mean and deviation of train.",
     _judge_standardise,
     hints=[
@@ -65,7 +70,8 @@ q2 = question(
     ],
     solution="""
 def standardise(train, new):
-    m, s = train.mean(0), train.std(0, unbiased=False)
+    m = train.mean(0)
+    s = train.std(0, unbiased=False)
     s[s == 0] = 1
     return (train - m) / s, (new - m) / s
 answer = standardise
@@ -104,10 +110,11 @@ def _judge_crop(answer) -> str | None:
 
 
 q3 = question(
+    "02.q3",
     "How many points does the letters-only body gain at block3 and five labels when its inputs are cropped?",
     _judge_crop,
     hints=[
-        "cropped = {name: extract_features(bodies['glyphs-letters'], part.mapped(crop), layer='block3') for ...}",
+        "cropped = {name: extract_features(bodies['glyphs-letters'], examples.mapped(crop), layer='block3') for ...}",
         "probe_draws(cropped, 5, 'test') gives ten accuracies; so does letters['block3'] in place of cropped.",
         "It lies between 3 and 8.",
     ],
@@ -116,7 +123,9 @@ q3 = question(
 #     return crop_to_ink(images, size=32)
 # parts = {{"train": digits.train, "test": digits.test}}
 # body = bodies["glyphs-letters"]
-# cropped = {{name: extract_features(body, part.mapped(crop), layer="block3") for name, part in parts.items()}}
+# cropped = {{
+#     name: extract_features(body, examples.mapped(crop), layer="block3") for name, examples in parts.items()
+# }}
 # print(100 * (probe_draws(cropped, 5, "test") - probe_draws(letters["block3"], 5, "test")).mean())
 answer = {GAIN}
 """,

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
-from tlhelpers.models.backbones import GlyphNet
 from tlhelpers.course.exercise import choice, near, question
+from tlhelpers.models.glyphnet import GlyphNet
 from tlhelpers.models.surgery import freeze
 
 q1 = question(
+    "03.q1",
     "What does L2-SP become when alpha grows without limit?",
     choice(
         "c",
@@ -26,7 +27,8 @@ q1 = question(
 def _judge_penalty(function) -> str | None:
     start = [torch.tensor([1.0, 2.0]), torch.tensor([[0.0, -1.0], [3.0, 1.0]])]
     parameters = [nn.Parameter(start[0] + torch.tensor([1.0, 0.0])), nn.Parameter(start[1] + 2.0)]
-    alpha, squared = 0.5, 1 + 4 * 4  # the squared distance, summed over both tensors
+    alpha = 0.5
+    squared = 1 + 4 * 4  # the squared distance, summed over both tensors
     penalty = function(parameters, start, alpha)
     value = float(torch.as_tensor(penalty).detach())
     if near(value, alpha * squared, 1e-4):
@@ -49,6 +51,7 @@ def _judge_penalty(function) -> str | None:
 
 
 q2 = question(
+    "03.q2",
     "Write l2_sp_penalty(parameters, start, alpha): two lists of tensors to alpha / 2 * ||w - w0||^2, with a gradient.",
     _judge_penalty,
     hints=[
@@ -74,7 +77,7 @@ answer = l2_sp_penalty
 
 def _trainable_share() -> float:
     """Per cent of all parameters that stay trainable when the stem and the first two blocks are frozen."""
-    with torch.device("meta"):  # shapes only: draws no random numbers
+    with torch.random.fork_rng(devices=[]):  # the page's random numbers stay as they are
         model = nn.ModuleDict({"body": GlyphNet(), "head": nn.Linear(GlyphNet.feature_dim, 10)})
     for name in ("stem", "block1", "block2"):
         freeze(model["body"].get_submodule(name))
@@ -83,7 +86,8 @@ def _trainable_share() -> float:
 
 
 def _judge_share(answer) -> str | None:
-    answer, right = float(answer), _trainable_share()
+    answer = float(answer)
+    right = _trainable_share()
     if near(answer, right, 1):
         return None
     if near(answer, right / 100, 0.01):
@@ -98,6 +102,7 @@ def _judge_share(answer) -> str | None:
 
 
 q3 = question(
+    "03.q3",
     "What per cent of the model's parameters is trainable when the stem, block1 and block2 are frozen?",
     _judge_share,
     hints=[

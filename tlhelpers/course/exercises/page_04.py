@@ -5,6 +5,7 @@ import torch
 from tlhelpers.course.exercise import choice, question
 
 q1 = question(
+    "04.q1",
     "LoRA has just been added, A random and B = 0. What do the first gradients look like?",
     choice(
         "b",
@@ -48,6 +49,7 @@ def _judge_merged(function) -> str | None:
 
 
 q2 = question(
+    "04.q2",
     "Write merged(W, A, B, alpha): the weight of the layer after LoRA's update is merged into it.",
     _judge_merged,
     hints=["The rank is A.shape[0].", "W + (alpha / r) * B @ A, and leave W as it is."],
@@ -85,17 +87,19 @@ def _judge_points(answer) -> str | None:
 
 
 q3 = question(
+    "04.q3",
     "How many points of accuracy does [CLS] lose against the mean, at 4 labels per class?",
     _judge_points,
     hints=[
-        "Run minilm.module.transformer(input_ids=ids, attention_mask=(ids != 0).long()) on batches of messages.part.x.",
+        "Run minilm.module.transformer(input_ids=ids, attention_mask=(ids != 0).long()) "
+        "on batches of messages.examples.x.",
         "Keep last_hidden_state[:, 0], make a [640, 384] array of it, F.normalize, and give that to probe(...).",
         "It lies between 10 and 20.",
     ],
     solution="""
 # with torch.inference_mode():
 #     x = [minilm.module.transformer(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state[:, 0]
-#          for ids in messages.part.x.split(32)]
+#          for ids in messages.examples.x.split(32)]
 # first = F.normalize(torch.cat(x)).numpy()
 # lost = []
 # for seed in range(10):

@@ -5,6 +5,7 @@ import torch
 from tlhelpers.course.exercise import choice, near, question
 
 q1 = question(
+    "05.q1",
     "Sums over 1,000 source and 20 target images, lambda = 1: which lambda of the sweep, with means, is that?",
     choice(
         "b",
@@ -29,24 +30,26 @@ def _judge_projection(function) -> str | None:
         ([1.0, -1.0], [0.0, 0.0], [1.0, -1.0]),
     ]
     for one, other, expected in cases:
-        g_1, g_2 = torch.tensor(one), torch.tensor(other)
+        g_1 = torch.tensor(one)
+        g_2 = torch.tensor(other)
         got = torch.as_tensor(function(g_1, g_2)).float()
         if got.shape != g_1.shape:
             return f"two gradients [{len(one)}] must give one vector of that length; yours is {list(got.shape)}"
         if torch.allclose(got, torch.tensor(expected), atol=1e-5):
             continue
-        asked = f"for g_1 = {one}, g_2 = {other}"
+        case = f"for g_1 = {one}, g_2 = {other}"
         if not torch.isfinite(got).all():
-            return f"{asked} you divide by zero: a zero gradient conflicts with nothing, so test g_1 @ g_2 < 0 first"
+            return f"{case} you divide by zero: a zero gradient conflicts with nothing, so test g_1 @ g_2 < 0 first"
         if g_1 @ g_2 >= 0:
-            return f"{asked} the gradients do not conflict, so g_1 must stay {one}; you return {got.tolist()}"
+            return f"{case} the gradients do not conflict, so g_1 must stay {one}; you return {got.tolist()}"
         if torch.allclose(got, g_1 - (g_1 @ g_2) * g_2, atol=1e-5):
-            return f"{asked} expected {expected}: divide g_1 @ g_2 by the squared length of g_2"
-        return f"{asked} expected {expected}, got {[round(v, 4) for v in got.tolist()]} (tolerance 0.00001)"
+            return f"{case} expected {expected}: divide g_1 @ g_2 by the squared length of g_2"
+        return f"{case} expected {expected}, got {[round(v, 4) for v in got.tolist()]} (tolerance 0.00001)"
     return None
 
 
 q2 = question(
+    "05.q2",
     "Write projected(g_1, g_2): g_1 without its part against g_2 if they conflict, else g_1 as it is.",
     _judge_projection,
     hints=[
@@ -84,6 +87,7 @@ def _judge_learnt_weight(answer) -> str | None:
 
 
 q3 = question(
+    "05.q3",
     "With fixed losses 2.0 (source) and 0.2 (target), how many times the source's weight is the target's?",
     _judge_learnt_weight,
     hints=[

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from tlhelpers.course.exercise import choice, near, question
 
 q1 = question(
+    "06.q1",
     "What does a student learn at a very high temperature, where all softened answers are nearly equal?",
     choice(
         "a",
@@ -46,6 +47,7 @@ def _judge_hard_loss(function) -> str | None:
 
 
 q2 = question(
+    "06.q2",
     "Write hard_loss(z, y): the mean cross-entropy over the labelled images of a batch, where y is -1 for the others.",
     _judge_hard_loss,
     hints=[
@@ -92,6 +94,7 @@ def _judge_bits(answer) -> str | None:
 
 
 q3 = question(
+    "06.q3",
     "How many bits per weight does the student need at least to give nine answers in ten as before?",
     _judge_bits,
     hints=[

@@ -5,6 +5,7 @@ import torch
 from tlhelpers.course.exercise import choice, near, question
 
 q1 = question(
+    "07.q1",
     "The target's features are the source's plus one fixed vector: what does the CORAL loss say?",
     choice(
         "b",
@@ -27,25 +28,28 @@ q1 = question(
 def _judge_mmd(function) -> str | None:
     generator = torch.Generator().manual_seed(0)
     for n, m in ((5, 5), (4, 7), (2, 2)):
-        s, t = torch.rand(n, 2, generator=generator), torch.rand(m, 2, generator=generator) + 0.5
+        s = torch.rand(n, 2, generator=generator)
+        t = torch.rand(m, 2, generator=generator) + 0.5
         k_ss, k_tt, k_st = (torch.exp(-torch.cdist(a, b).square()) for a, b in ((s, s), (t, t), (s, t)))
-        within_s, within_t = (k_ss.sum() - n) / (n * (n - 1)), (k_tt.sum() - m) / (m * (m - 1))
+        within_s = (k_ss.sum() - n) / (n * (n - 1))
+        within_t = (k_tt.sum() - m) / (m * (m - 1))
         expected = float(within_s + within_t - 2 * k_st.mean())
         got = float(function(k_ss, k_tt, k_st))
         if near(got, expected, 1e-4):
             continue
-        asked = f"for n = {n}, m = {m}"
+        case = f"for n = {n}, m = {m}"
         if near(got, float(k_ss.mean() + k_tt.mean() - 2 * k_st.mean()), 1e-4):
-            return f"{asked} this is the biased estimate: the diagonals compare rows with themselves; leave them out"
+            return f"{case} this is the biased estimate: the diagonals compare rows with themselves; leave them out"
         if near(got, float(within_s + within_t - k_st.mean()), 1e-4):
-            return f"{asked} the mean between the domains counts twice"
+            return f"{case} the mean between the domains counts twice"
         if near(got, float((k_ss.sum() - n) / n**2 + (k_tt.sum() - m) / m**2 - 2 * k_st.mean()), 1e-4):
-            return f"{asked} without its diagonal a matrix [n, n] has n (n - 1) entries: divide by that"
-        return f"{asked} expected {expected:.4f}, got {got:.4f} (tolerance 0.0001)"
+            return f"{case} without its diagonal a matrix [n, n] has n (n - 1) entries: divide by that"
+        return f"{case} expected {expected:.4f}, got {got:.4f} (tolerance 0.0001)"
     return None
 
 
 q2 = question(
+    "07.q2",
     "Write squared_mmd(k_ss, k_tt, k_st): the unbiased estimate of MMD squared from three kernel matrices.",
     _judge_mmd,
     hints=[
@@ -97,6 +101,7 @@ def _judge_share(answer) -> str | None:
 
 
 q3 = question(
+    "07.q3",
     "Of 400 unbiased estimates for two samples of one distribution, which share is below zero?",
     _judge_share,
     hints=[

@@ -5,6 +5,7 @@ import torch
 from tlhelpers.course.exercise import choice, near, question
 
 q1 = question(
+    "08.q1",
     "A source head answers alike for all images of 10 equally frequent classes: what is its NCE?",
     choice(
         "b",
@@ -31,20 +32,21 @@ def _judge_regret(function) -> str | None:
         got = float(torch.as_tensor(function({name: list(v) for name, v in accuracies.items()}, chosen)))
         if near(got, expected, 1e-5):
             continue
-        asked = f"for {accuracies}, chosen {chosen!r},"
+        case = f"for {accuracies}, chosen {chosen!r},"
         if near(got, -expected, 1e-5):
-            return f"{asked} the sign is turned: regret is the best minus the chosen, never below 0"
+            return f"{case} the sign is turned: regret is the best minus the chosen, never below 0"
         mine = torch.tensor(accuracies[chosen])
         every = torch.tensor(list(accuracies.values()))
         if near(got, float((every.max(0).values - mine).mean()), 1e-5):
-            return f"{asked} you take the best of each draw; no rule could know that: compare means over the draws"
+            return f"{case} you take the best of each draw; no rule could know that: compare means over the draws"
         if near(got, float(every.max() - mine.mean()), 1e-5):
-            return f"{asked} you take the best single draw; average over the draws first"
-        return f"{asked} expected {expected:.4f}, got {got:.4f} (tolerance 0.00001)"
+            return f"{case} you take the best single draw; average over the draws first"
+        return f"{case} expected {expected:.4f}, got {got:.4f} (tolerance 0.00001)"
     return None
 
 
 q2 = question(
+    "08.q2",
     "Write regret_of(accuracies, chosen): the best mean accuracy minus the mean of the chosen strategy.",
     _judge_regret,
     hints=[
@@ -82,6 +84,7 @@ def _judge_excess(answer) -> str | None:
 
 
 q3 = question(
+    "08.q3",
     "With N = 60 and D = 30, by how much is the evidence without the missing term too high?",
     _judge_excess,
     hints=[

@@ -5,6 +5,7 @@ import torch
 from tlhelpers.course.exercise import choice, question
 
 q1 = question(
+    "13.q1",
     "A body with requires_grad = False in train mode, and only the head is saved: what does a fresh copy give?",
     choice(
         "b",
@@ -30,18 +31,18 @@ def _judge_changed(function) -> str | None:
     state = {"body.weight": torch.ones(3), "body.mean": torch.full((3,), 0.25), "body.count": torch.tensor(5)}
     state |= {"head.weight": torch.ones(2, 3), "head.bias": torch.zeros(2)}
     before = {name: value.clone() for name, value in state.items()}
-    found = function(state, start)
-    if not isinstance(found, dict):
-        return f"a dict of names and tensors is wanted, not a {type(found).__name__}"
-    if "body.weight" in found:
+    saved = function(state, start)
+    if not isinstance(saved, dict):
+        return f"a dict of names and tensors is wanted, not a {type(saved).__name__}"
+    if "body.weight" in saved:
         return "body.weight is equal in both state dicts, so it need not be saved"
-    if "head.bias" not in found:
+    if "head.bias" not in saved:
         return "head.bias is missing: an entry that the start does not have must be saved too"
-    if "head.weight" not in found:
+    if "head.weight" not in saved:
         return "head.weight is missing: its shape changed, [5, 3] to [2, 3]"
-    if not {"body.mean", "body.count"} <= set(found):
+    if not {"body.mean", "body.count"} <= set(saved):
         return "a buffer is missing: running means and counters change too, also whole numbers"
-    if any(not torch.equal(torch.as_tensor(found[name]), before[name]) for name in found):
+    if any(not torch.equal(torch.as_tensor(saved[name]), before[name]) for name in saved):
         return "the new values are to be saved, unchanged; yours differ from those in state"
     if function(start, start) != {}:
         return "nothing changed between a state dict and itself: return an empty dict"
@@ -49,6 +50,7 @@ def _judge_changed(function) -> str | None:
 
 
 q2 = question(
+    "13.q2",
     "Write changed(state, start): the entries of a state dict that are new, of another shape, or of other values.",
     _judge_changed,
     hints=[
@@ -97,6 +99,7 @@ def _judge_overtaken(answer) -> str | None:
 
 
 q3 = question(
+    "13.q3",
     "What is the smallest budget at which scratch is ahead of the linear probe by more than 2 standard errors?",
     _judge_overtaken,
     hints=[

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from tlhelpers.course.exercise import near, question
 from tlhelpers.analysis.diagnose import batch_dependence, changed_tensors, not_in_optimizer, snapshot
+from tlhelpers.course.exercise import near, question
 
 BROKEN_COLLECT = """
 def collect(body, batches):
@@ -46,7 +46,7 @@ def collect(body, batches):
 answer = collect
 """
 REPAIRED_PREPARE = """
-from tlhelpers.models.surgery import freeze
+from tlhelpers.models import freeze
 def prepare(model, classes):
     freeze(model.body)
     model.head = torch.nn.Linear(6, classes)
@@ -74,7 +74,8 @@ def _toy_batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def _judge_collect(function) -> str | None:
-    body, batches = _toy_body(), _toy_batches()
+    body = _toy_body()
+    batches = _toy_batches()
     before = snapshot(body)
     try:
         features, labels = function(body, batches)
@@ -95,6 +96,7 @@ def _judge_collect(function) -> str | None:
 
 
 q1 = question(
+    "14.q1",
     "Repair collect(body, batches): features [N, D] and labels [N] of a frozen body.",
     _judge_collect,
     hints=[
@@ -116,7 +118,8 @@ q1 = question(
 
 def _judge_prepare(function) -> str | None:
     model = nn.Module()
-    model.body, model.head = _toy_body(), nn.Linear(6, 1000)
+    model.body = _toy_body()
+    model.head = nn.Linear(6, 1000)
     model, optimizer = function(model, 5)
     outputs = getattr(model.head, "out_features", None)
     if outputs != 5:
@@ -125,7 +128,8 @@ def _judge_prepare(function) -> str | None:
         return "the body is to be frozen, but some of its parameters still want gradients"
     if missing := not_in_optimizer(model, optimizer):
         return f"the optimizer does not hold {missing}: it was made before the head was replaced, so nothing will learn"
-    before, x = snapshot(model.body), _toy_batches()[0][0]
+    before = snapshot(model.body)
+    x = _toy_batches()[0][0]
     model.head(model.body(x)).sum().backward()
     optimizer.step()
     if moved := changed_tensors(before, model.body):
@@ -136,11 +140,12 @@ def _judge_prepare(function) -> str | None:
 
 
 q2 = question(
+    "14.q2",
     "Repair prepare(model, classes): a frozen body, a new head for `classes`, and an optimizer over that head.",
     _judge_prepare,
     hints=[
         "Which parameters does the optimizer hold, and when was it made? And what does BatchNorm do?",
-        "freeze(model.body) of tlhelpers.surgery, then the head, then the optimizer.",
+        "freeze(model.body) of tlhelpers.models, then the head, then the optimizer.",
     ],
     solution=REPAIRED_PREPARE,
     wrong=[
@@ -171,6 +176,7 @@ def _judge_last(function) -> str | None:
 
 
 q3 = question(
+    "14.q3",
     "Repair last_states(states, lengths): [N, T, D] and lengths [N] to the last valid state [N, D].",
     _judge_last,
     hints=[
@@ -194,9 +200,11 @@ def _judge_soft(function) -> str | None:
     for T in (1.0, 2.0):
         student, teacher = (t.detach().clone().requires_grad_() for t in (student, teacher))
         loss = torch.as_tensor(function(student, teacher, T))
-        log_q, log_p = (student.detach() / T).log_softmax(1), (teacher.detach() / T).log_softmax(1)
+        log_q = (student.detach() / T).log_softmax(1)
+        log_p = (teacher.detach() / T).log_softmax(1)
         kl = float((log_p.exp() * (log_p - log_q)).sum(1).mean())
-        value, reverse = float(loss.detach()), float((log_q.exp() * (log_q - log_p)).sum(1).mean())
+        reverse = float((log_q.exp() * (log_q - log_p)).sum(1).mean())
+        value = float(loss.detach())
         at = f"at T = {T:g}"
         if near(value, kl / 5, 1e-5) or (T > 1 and near(value, T**2 * kl / 5, 1e-5)):
             return f"{at} it is too small by the number of classes: a mean over all entries; use 'batchmean'"
@@ -219,6 +227,7 @@ def _judge_soft(function) -> str | None:
 
 
 q4 = question(
+    "14.q4",
     "Repair soft_loss(student, teacher, T): logits [N, C] to T^2 KL(teacher || student), mean over examples.",
     _judge_soft,
     hints=[
@@ -246,18 +255,19 @@ def _judge_report(function) -> str | None:
     ]
     for validation, test, expected in cases:
         value = float(function(list(validation), list(test)))
-        asked = f"validation {validation}, test {test}"
+        case = f"validation {validation}, test {test}"
         if near(value, expected, 1e-9):
             continue
         if near(value, max(validation), 1e-9):
-            return f"{asked}: you report the validation score of the best setting; report its test score"
+            return f"{case}: you report the validation score of the best setting; report its test score"
         if near(value, max(test), 1e-9):
-            return f"{asked}: you choose by the test scores, so what you report is too good; choose on validation"
-        return f"{asked}: expected {expected}, the test score of the setting that is best on validation; got {value}"
+            return f"{case}: you choose by the test scores, so what you report is too good; choose on validation"
+        return f"{case}: expected {expected}, the test score of the setting that is best on validation; got {value}"
     return None
 
 
 q5 = question(
+    "14.q5",
     "Repair report(validation, test): lists of accuracies per setting to the one number that may be published.",
     _judge_report,
     hints=[

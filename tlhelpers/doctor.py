@@ -1,6 +1,7 @@
 """Checks of a machine: can the course run here, and if not, what is to be done.
 
-torch is imported inside the functions: the doctor must be able to speak when it is broken.
+The doctor must be able to speak when torch is broken, so it lies above all rooms, which import torch, and
+imports them inside the checks that need them.
 """
 
 import importlib.util
@@ -23,9 +24,11 @@ def doctor() -> int:
     problems = 0
     for name, check in CHECKS.items():
         try:
-            line, good = check(), True
+            line = check()
+            good = True
         except Exception as error:  # a check that breaks is a finding too
-            line, good = str(error) or type(error).__name__, False
+            line = str(error) or type(error).__name__
+            good = False
         problems += not good
         print(f"{'ok' if good else 'NO':<3}{name:<16}{line}")
     if problems:
@@ -42,15 +45,15 @@ def _python() -> str:
 def _packages() -> str:
     from packaging.requirements import Requirement
 
-    listed = [Requirement(text) for text in metadata.requires("tlhelpers") or []]
+    requirements = [Requirement(text) for text in metadata.requires("tlhelpers") or []]
     wrong = []
-    for need in (r for r in listed if r.marker is None or r.marker.evaluate({"extra": "lab"})):
+    for needed in (r for r in requirements if r.marker is None or r.marker.evaluate({"extra": "lab"})):
         try:
-            have = metadata.version(need.name)
+            version = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
-            have = None
-        if have is None or not need.specifier.contains(have, prereleases=True):
-            wrong.append(f"{need.name}{need.specifier} (have {have})")
+            version = None
+        if version is None or not needed.specifier.contains(version, prereleases=True):
+            wrong.append(f"{needed.name}{needed.specifier} (have {version})")
     if wrong:
         raise RuntimeError(f"install or upgrade: {', '.join(wrong)}")
     return f"torch {metadata.version('torch')}, transformers {metadata.version('transformers')}"
@@ -81,15 +84,16 @@ def _torch_pair() -> str:
 
 
 def _device() -> str:
-    found = _run(
+    device = _run(
         "import torch; from tlhelpers.runtime import pick_device; d = pick_device(); "
         "print(torch.cuda.get_device_name() if d.type == 'cuda' else d.type)"
     )
-    if found == "cpu" and shutil.which("nvidia-smi"):
-        seen = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        if seen.returncode == 0 and seen.stdout.strip():
-            raise RuntimeError(f"torch does not see {seen.stdout.strip()}; update the driver, or install torch anew")
-    return found if found != "cpu" else "cpu (all pages run; the full profile is slow)"
+    if device == "cpu" and shutil.which("nvidia-smi"):
+        driver = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        cards = driver.stdout.strip()
+        if driver.returncode == 0 and cards:
+            raise RuntimeError(f"torch does not see {cards}; update the driver, or install torch anew")
+    return device if device != "cpu" else "cpu (all pages run; the full profile is slow)"
 
 
 def _memory() -> str:
@@ -127,7 +131,8 @@ def _writing() -> str:
 
 def _shipped() -> str:
     _torch_loads()
-    from tlhelpers.models.backbones import SHIPPED, load_backbone
+    from tlhelpers.models.backbones import load_backbone
+    from tlhelpers.models.glyphnet import SHIPPED
 
     for name in SHIPPED:
         load_backbone(name)
@@ -136,7 +141,7 @@ def _shipped() -> str:
 
 def _caches() -> str:
     _torch_loads()
-    from tlhelpers.models.backbones import CUTS, photo_weights
+    from tlhelpers.models.photo_nets import CUTS, photo_weights
     from tlhelpers.runtime import torch_home
 
     here = [name for name in CUTS if (torch_home() / "hub" / "checkpoints" / photo_weights(name)[1].name).exists()]

@@ -6,7 +6,7 @@ import pytest
 from tools import seeds
 
 SOURCE = """
-from tlhelpers.course.exercise import claim
+from tlhelpers.course import claim
 from tlhelpers.runtime import shifted
 claim("a moving number: with colons", 2 + shifted(0) / 1000, at_least=1, at_most=10)
 claim("a number that stays", 5, at_least=1)

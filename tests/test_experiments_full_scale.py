@@ -16,9 +16,11 @@ from sklearn.metrics import classification_report
 from test_photos import SHARED, needs_cache
 from toys import save_tiny_bert
 
-from tlhelpers.data.named import load_dataset
-from tlhelpers.objectives.supervised import distillation
+from tlhelpers.analysis import Features
+from tlhelpers.data import Examples, Splits, TensorLoader, few_shot, load_dataset
 from tlhelpers.experiments import full_scale
+from tlhelpers.models import Backbone, PhotoBody
+from tlhelpers.objectives import distillation
 
 ROOT = Path(__file__).parent.parent
 RECORD = json.loads(full_scale.RECORD.read_text("utf-8"))
@@ -83,19 +85,52 @@ def test_a_remembered_teacher_gives_the_loss_of_one_that_is_asked():
     x, rows = torch.randn(6, 4), torch.tensor([5, 0, 3])
     logits = teacher(x).detach()
     asked = distillation(teacher, temperature=2.0, alpha=1.0)(student, (x[rows], rows))
-    recalled = full_scale.remembered(logits, 2.0)(student, (x[rows], rows))
+    recalled = full_scale.RememberedTeacher(logits, temperature=2.0)(student, (x[rows], rows))
     assert torch.allclose(asked["loss"], recalled["loss"], atol=1e-6)
+
+
+def test_a_numbered_loader_yields_the_batches_of_a_plain_one_with_row_numbers_for_labels():
+    train = load_dataset("digits").train.take(torch.arange(50))
+    settings = {"shuffle": True, "steps": 3, "seed": 4, "device": torch.device("cpu")}
+    plain = list(TensorLoader(train, 16, **settings))
+    numbered = list(full_scale.NumberedLoader(train, 16, **settings))
+    for (x, y), (same_x, rows) in zip(plain, numbered, strict=True):
+        assert torch.equal(x, same_x) and torch.equal(train.x[rows], x) and torch.equal(train.y[rows], y)
+
+
+def noise_photos(n: int) -> Examples:
+    x = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    return Examples("noise", x, torch.arange(n) % 4, tuple("abcd"), torch.arange(n))
+
+
+def test_a_blank_network_keeps_the_normalisation_and_loses_the_weights():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 512, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    normalize = torch.nn.AvgPool2d(1)  # any module that is not the one of SqueezeNet
+    body = Backbone(PhotoBody(normalize, net, 512).eval(), 512, "squeezenet1_0")
+    few = noise_photos(8)
+    model = full_scale.photo_network(body, few, seed=0, epochs=1, lr=1e-3, blank=True)
+    assert isinstance(model.body, PhotoBody) and isinstance(model.body.normalize, torch.nn.AvgPool2d)
+    assert type(model.body.network).__name__ == "SqueezeNet"
+    assert model(few.x[:2]).shape == (2, 4)
+
+
+@pytest.mark.parametrize("how", full_scale.STUDENTS)
+def test_a_student_of_photographs_learns_from_labels_and_from_remembered_answers(how):
+    photos = Splits(noise_photos(40), noise_photos(20), noise_photos(24))
+    logits = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    assert 0 <= full_scale.photo_student(photos, photos.train.take(torch.arange(8)), logits, how, seed=0, steps=2) <= 1
 
 
 def save_letters_as_emnist(cache: Path) -> None:
     """Printed capitals in the files of EMNIST: the real ones are 562 MB."""
-    characters, raw = load_dataset("glyphs"), cache / "torchvision" / "EMNIST" / "raw"
+    characters = load_dataset("glyphs")
+    raw = cache / "torchvision" / "EMNIST" / "raw"
     raw.mkdir(parents=True)
     number = torch.tensor([string.ascii_uppercase.find(name) + 1 for name in characters.classes])  # 0: no capital
-    for split, part in (("train", characters.train), ("test", characters.test)):
-        part = part.take(number[part.y].nonzero().flatten())
-        x = (part.x[:, 0, 2:-2, 2:-2] * 255).byte().transpose(1, 2).contiguous().numpy()
-        y = number[part.y].byte().numpy()
+    for split, examples in (("train", characters.train), ("test", characters.test)):
+        capitals = examples.take(number[examples.y].nonzero().flatten())
+        x = (capitals.x[:, 0, 2:-2, 2:-2] * 255).byte().transpose(1, 2).contiguous().numpy()
+        y = number[capitals.y].byte().numpy()
         for kind, array in (("images-idx3", x), ("labels-idx1", y)):
             head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
             (raw / f"emnist-letters-{split}-{kind}-ubyte").write_bytes(head + array.tobytes())
@@ -129,16 +164,16 @@ def test_a_folder_of_photos_becomes_a_classifier_with_a_report_in_ten_lines(real
             (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
             shutil.copy(path, tmp_path / "mine" / name)
     # The lines of page 2 and of the README, but for the path:
-    from tlhelpers.models.backbones import load_backbone
-    from tlhelpers.analysis.features import extract_features, linear_probe
+    from tlhelpers.analysis import extract_features, fit_probe
+    from tlhelpers.models import load_backbone
 
     photos = load_dataset(f"folder:{tmp_path / 'mine'}", image_size=96)
     body = load_backbone("squeezenet1_0", image_size=96)
-    train, test = (extract_features(body, part) for part in (photos.train, photos.test))
-    probe = linear_probe(train, test)
-    report = classification_report(test.y, probe.predictions, target_names=photos.classes, zero_division=0)
+    probe = fit_probe(extract_features(body, photos.train))
+    test = extract_features(body, photos.test)
+    report = classification_report(test.y, probe.predict(test.x), target_names=photos.classes, zero_division=0)
     assert "recall" in report and "f1-score" in report and "horse" in report
-    assert probe.accuracy > 0.5
+    assert probe.score(test) > 0.5
 
 
 def test_the_record_reaches_what_the_course_promises():
@@ -151,11 +186,8 @@ def test_the_record_reaches_what_the_course_promises():
     assert mean["student, soft targets", "50"] > mean["student, labels", "50"] + 0.08
 
 
-def test_rows_of_a_draw_are_found_in_the_features_of_the_whole_part():
-    from tlhelpers.data.examples import few_shot
-    from tlhelpers.analysis.features import Features
-
+def test_few_features_are_those_of_the_examples_that_few_shot_draws():
     train = load_dataset("digits").train
     few = few_shot(train, 2, seed=3)
-    rows = full_scale.rows_of(Features(train.indices[:, None].float(), train.y), train, few)
-    assert torch.equal(rows.x[:, 0].long(), few.indices) and torch.equal(rows.y, few.y)
+    features = full_scale.few_features(train, Features(train.indices[:, None].float(), train.y), 2, seed=3)
+    assert torch.equal(features.x[:, 0].long(), few.indices) and torch.equal(features.y, few.y)

@@ -3,14 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
-from tlhelpers.course import exercise as checks
-from tlhelpers.course.exercise import claim, claims_table, near, question
-
-
-@pytest.fixture(autouse=True)
-def _no_claims_yet(monkeypatch):
-    monkeypatch.setattr(checks, "_made", [])
+from tlhelpers.course.exercise import near, question
 
 
 @pytest.fixture
@@ -22,53 +18,13 @@ def square():
         return None if function(3) == 9 else f"3 squared is 9, not {function(3)}"
 
     return question(
+        None,
         "Write the square.",
         judge,
         hints=["Think of areas.", "x * x"],
         solution="\nanswer = lambda x: x * x\n",
         wrong=[("answer = lambda x: x", "not 3")],
     )
-
-
-@pytest.mark.parametrize(
-    ("value", "bounds"),
-    [(0.5, {"at_least": 0.5}), (torch.tensor(0.5), {"at_most": 0.5}), (0.5, {"at_least": 0, "at_most": 1})],
-)
-def test_a_claim_that_holds_is_printed_with_its_number(value, bounds, capsys):
-    claim("half is enough", value, **bounds)
-    assert capsys.readouterr().out.startswith("\N{CHECK MARK} half is enough: 0.5 (")
-
-
-@pytest.mark.parametrize(
-    ("value", "bounds", "words"),
-    [
-        (0.49, {"at_least": 0.5}, "0.49, but the page claims at least 0.5"),
-        (1.01, {"at_least": 0, "at_most": 1}, "1.01, but the page claims at least 0 and at most 1"),
-        (math.nan, {"at_least": -1}, "nan, but the page claims at least -1"),
-        (math.nan, {"at_most": 1}, "nan, but the page claims at most 1"),
-    ],
-)
-def test_a_claim_that_does_not_hold_fails_and_is_not_counted(value, bounds, words, capsys):
-    with pytest.raises(AssertionError, match=f"not true here: transfer helps: {words}"):
-        claim("transfer helps", value, **bounds)
-    claims_table()
-    assert capsys.readouterr().out == ""
-
-
-def test_a_claim_that_cannot_fail_is_refused():
-    with pytest.raises(ValueError, match="'all is well' has no bound; give at_least or at_most"):
-        claim("all is well", 1.0)
-
-
-def test_the_table_lists_the_claims_in_order_and_in_columns(capsys):
-    claim("first", 0.125, at_least=0)
-    claim("the second", 2, at_most=3)
-    capsys.readouterr()
-    claims_table()
-    assert capsys.readouterr().out.splitlines() == [
-        "first          0.125  at least 0",
-        "the second         2  at most 3",
-    ]
 
 
 def bare_stub(x, y): ...
@@ -79,7 +35,17 @@ def documented_stub(x, y):
     ...
 
 
-@pytest.mark.parametrize("answer", [..., None, bare_stub, documented_stub, lambda x: ...])
+def docstring_alone(x):
+    """What a learner leaves who takes the dots away."""
+
+
+@torch.no_grad()
+def decorated_stub(x): ...
+
+
+@pytest.mark.parametrize(
+    "answer", [..., None, bare_stub, documented_stub, docstring_alone, decorated_stub, lambda x: ...]
+)
 def test_an_untouched_answer_is_not_judged(answer, square, capsys):
     square.check(answer)
     assert capsys.readouterr().out.startswith("Not attempted yet")
@@ -89,6 +55,29 @@ def test_check_without_an_answer_is_not_attempted(square):
     assert square.verdict(...) == square.verdict(None)
     square.judge = lambda answer: "judged"
     assert square.verdict(...).startswith("Not attempted")
+
+
+def half_written(x):
+    ...
+    return x
+
+
+def without_source():
+    names = {}
+    exec("def answer(x): return x", names)
+    return names["answer"]
+
+
+@pytest.mark.parametrize("answer", [half_written, without_source(), 0, "", lambda x: x])
+def test_what_holds_more_than_dots_is_judged(answer, square):
+    assert square.verdict(answer).startswith("\N{MULTIPLICATION X} Not yet: ")
+
+
+def test_a_stub_in_a_cell_of_a_notebook_is_seen(square):
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    for line, untouched in {"...": True, "return 3 * x": False}.items():
+        assert shell.run_cell(f"def square(x):\n    {line}").success
+        assert square.verdict(shell.user_ns["square"]).startswith("Not attempted") == untouched
 
 
 def documented_constant(x):
@@ -113,9 +102,9 @@ def test_a_wrong_answer_is_told_why(answer, square):
 )
 def test_an_answer_that_raises_never_breaks_the_page(answer, words, square, capsys):
     square.check(answer)
-    said = capsys.readouterr().out
-    assert said.startswith("\N{MULTIPLICATION X} Not yet: running your answer raised")
-    assert words in said
+    reply = capsys.readouterr().out
+    assert reply.startswith("\N{MULTIPLICATION X} Not yet: running your answer raised")
+    assert words in reply
 
 
 def test_hints_escalate_and_stay_at_the_last_and_the_solution_is_printed(square, capsys):
@@ -134,7 +123,13 @@ def test_hints_escalate_and_stay_at_the_last_and_the_solution_is_printed(square,
 def test_a_question_without_hints_or_wrong_answers_is_refused(lacking):
     given = {"hints": ["look"], "wrong": [("answer = 1", "no")]} | {lacking: []}
     with pytest.raises(ValueError, match="'What is it' needs at least one hint and one typical wrong answer"):
-        question("What is it", lambda answer: None, solution="answer = 2", **given)
+        question("05.q1", "What is it", lambda answer: None, solution="answer = 2", **given)
+
+
+@pytest.mark.parametrize("name", ["q1", "5.q1", "05.1", "05", "What is it", ""])
+def test_a_name_that_is_not_page_and_number_is_refused(name):
+    with pytest.raises(ValueError, match=r"must be page and number, such as '05\.q1', or None"):
+        question(name, "What is it?", lambda answer: None, hints=["look"], solution="answer = 2", wrong=[("1", "no")])
 
 
 def test_near_is_the_absolute_distance_for_every_kind_of_number():

@@ -1,0 +1,24 @@
+"""The course: what a page is made of.  It sets up, states claims, asks questions, and shows figures and menus."""
+
+from tlhelpers.course import plots, progress
+from tlhelpers.course.exercise import Question, choice, near, question
+from tlhelpers.course.page import Machine, claim, claims_table, describe_machine, setup
+from tlhelpers.course.plots import mean_and_error
+from tlhelpers.course.widgets import download_button, explore
+
+__all__ = [
+    "Machine",
+    "Question",
+    "choice",
+    "claim",
+    "claims_table",
+    "describe_machine",
+    "download_button",
+    "explore",
+    "mean_and_error",
+    "near",
+    "plots",
+    "progress",
+    "question",
+    "setup",
+]
