@@ -108,9 +108,9 @@ def test_fit_on_resident_data_gives_the_bits_of_the_hand_written_loop_over_a_dat
     from torch.utils.data import DataLoader, TensorDataset
 
     from benchmarks.nets import hand_loop, noise, tiny_cnn
-    from tlhelpers.data.examples import TensorLoader
-    from tlhelpers.objectives.supervised import classification
-    from tlhelpers.training.loop import fit
+    from tlhelpers.data import TensorLoader
+    from tlhelpers.objectives import classification
+    from tlhelpers.training import fit
 
     cpu, part, models = torch.device("cpu"), noise(40, 1, 32, 32), [tiny_cnn(), tiny_cnn()]
     models[1].load_state_dict(models[0].state_dict())

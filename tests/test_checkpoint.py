@@ -166,13 +166,13 @@ LEARNING_OBJECTIVES = {
 
 
 def joint_run(path, make_objective, at=None):
-    """History and weights of model and objective after 3 epochs of 3 steps, each with a validation."""
+    """History and weights of model and objective after 3 epochs, each of 6 steps and a validation of 6 batches."""
     torch.manual_seed(0)
     examples = toy_examples()
     generator = torch.Generator().manual_seed(5)
-    # Two batches and three: within an epoch the target begins anew, which draws from its generator.
+    # Two batches for six steps: within an epoch the target begins anew, which draws from its generator.
     target = DataLoader(TensorDataset(examples.x + 1, examples.y), 12, shuffle=True, generator=generator)
-    loader = JointLoader({"source": TensorLoader(examples, 8, shuffle=True, device=CPU), "target": target})
+    loader = JointLoader({"source": TensorLoader(examples, 4, shuffle=True, device=CPU), "target": target})
     model = toy_model()
     objective = Stopping(make_objective(model), at)
     optimizer = torch.optim.SGD([*model.parameters(), *objective.parameters()], lr=0.1, momentum=0.9)
@@ -181,11 +181,13 @@ def joint_run(path, make_objective, at=None):
 
 
 @pytest.mark.parametrize("kind", LEARNING_OBJECTIVES)
-def test_an_objective_that_is_a_module_learns_and_after_a_resume_ends_bit_equal(path, kind):
+def test_an_objective_that_is_a_module_learns_and_after_a_resume_ends_bit_equal(path, kind, capsys):
     make_objective = LEARNING_OBJECTIVES[kind]
     history, weights = joint_run(None, make_objective)
-    joint_run(path, make_objective, at=8)
-    assert len(joint_run(path, make_objective, at=6)[0]) == 2
+    joint_run(path, make_objective, at=12 + 3)
+    assert "Stopped after 1 epoch(s) and 3 of 6 steps" in capsys.readouterr().out
+    joint_run(path, make_objective, at=9 + 5)
+    assert "Stopped after 2 epoch(s) and 5 of 6 steps" in capsys.readouterr().out
     resumed_history, resumed_weights = joint_run(path, make_objective)
     assert history == resumed_history
     assert weights.keys() == resumed_weights.keys()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import CPU, toy_model, toy_part
-from two_processes import plain_model, trained, trained_on_two_tasks
+from toys import CPU, toy_examples, toy_model
+from two_processes import trained, trained_on_two_tasks
 
-from tlhelpers.data.examples import TensorLoader
-from tlhelpers.training.distributed import Team, cut, halve_until_it_fits
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.training.loop import fit
+from tlhelpers.data import TensorLoader
+from tlhelpers.objectives import classification
+from tlhelpers.training import Team, fit
+from tlhelpers.training.distributed import cut
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5  # relative; float32 sums in another order
@@ -91,69 +91,43 @@ def test_batchnorm_sees_one_piece_at_a_time():
     def first_mean(accumulate):
         torch.manual_seed(0)
         model = toy_model()
-        loader = TensorLoader(toy_part(), 24, device=CPU)
+        loader = TensorLoader(toy_examples(), 24, device=CPU)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         fit(model, (loader, None), classification(), optimizer, epochs=1, device=CPU, accumulate=accumulate)
         return model.body.norm.running_mean, model.body.norm.num_batches_tracked
 
-    whole, halves = first_mean(1), first_mean(2)
+    whole = first_mean(1)
+    halves = first_mean(2)
     assert (int(whole[1]), int(halves[1])) == (1, 2)
     assert not torch.allclose(whole[0], halves[0])
 
 
 @pytest.mark.parametrize(("n", "size", "accumulate"), [(10, 2, 1), (10, 3, 2), (1, 2, 1), (2, 3, 2)])
 def test_the_shares_of_all_processes_make_up_the_batch_and_the_mean(n, size, accumulate):
-    batch, weighted, seen = {"x": torch.arange(n).float(), "pair": (torch.arange(n), torch.arange(n))}, 0.0, []
+    batch = {"x": torch.arange(n).float(), "pair": (torch.arange(n), torch.arange(n))}
+    weighted = 0.0
+    seen = []
     for rank in range(size):
         team = Team(CPU)
-        team.size, team.rank = size, rank
+        team.size = size
+        team.rank = rank
         pieces = team.share(batch, accumulate)
         assert 1 <= len(pieces) <= accumulate
-        seen += [i for piece, _, examples in pieces for i in piece["pair"][1].tolist()[:examples]]
-        weighted += sum(part * float(piece["x"].mean()) for piece, part, _ in pieces) / size
+        seen += [i for piece in pieces for i in piece.batch["pair"][1].tolist()[: piece.examples]]
+        weighted += sum(piece.weight * float(piece.batch["x"].mean()) for piece in pieces) / size
     assert seen == list(range(n))
     assert weighted == pytest.approx((n - 1) / 2)
 
 
 def test_alone_a_batch_is_passed_on_as_it_is():
     batch = (torch.zeros(3), torch.zeros(3))
-    assert Team(CPU).share(batch, 1)[0][0] is batch
+    assert Team(CPU).share(batch, 1)[0].batch is batch
 
 
 def test_cutting_keeps_the_structure_of_a_batch():
     first, second = cut({"a": (torch.arange(5), [torch.arange(5)])}, 2)
     assert first["a"][0].tolist() == [0, 1, 2]
     assert second["a"][1][0].tolist() == [3, 4]
-
-
-@pytest.mark.fault_table
-def test_memory_that_runs_out_halves_the_pieces_and_leaves_the_result_as_it_was(capsys, fault_row):
-    largest = 3
-
-    def train(at_a_time):
-        def objective(model, batch):
-            if model.training and len(batch[0]) > largest:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return classification()(model, batch)
-
-        torch.manual_seed(0)
-        model = plain_model()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        loaders = TensorLoader(toy_part(), 24, device=CPU), None
-        return fit(model, loaders, objective, optimizer, epochs=2, device=CPU, accumulate=24 // at_a_time)
-
-    small = halve_until_it_fits(train, 24)
-    assert capsys.readouterr().out.splitlines() == [
-        f"Out of memory with {n} examples at a time; trying {n // 2}." for n in (24, 12, 6)
-    ]
-    largest = 24
-    assert close(small, halve_until_it_fits(train, 24))
-    largest = 0
-    with pytest.raises(RuntimeError, match="No executable batch size found"):
-        halve_until_it_fits(train, 4)
-    with pytest.raises(ValueError, match="another reason"):
-        halve_until_it_fits(lambda _: (_ for _ in ()).throw(ValueError("another reason")), 4)
-    fault_row("out of memory", "half as many at a time, and said; the same result; another error passes", 5, 5)
 
 
 def test_pieces_below_one_are_refused():

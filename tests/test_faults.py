@@ -15,21 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 from test_files import CONTENT, SHA, remote, server  # noqa: F401
-from tlhelpers.tensor_files import keep_tensor, kept_tensor
-from toys import differing, toy_backbone, toy_images, toy_model, toy_part, weights_of
+from toys import CPU, differing, toy_backbone, toy_examples, toy_images, toy_model, weights_of
 
-from tlhelpers import doctor
-from tlhelpers import files as downloads
-from tlhelpers.analysis.features import cached_features, extract_features, feature_key
-from tlhelpers.data.examples import make_loaders
+from tlhelpers import doctor, files
+from tlhelpers.analysis import cached_features, extract_features
+from tlhelpers.analysis.features import feature_key, read_tensor, write_tensor
+from tlhelpers.data import make_loaders
 from tlhelpers.files import Remote, digest_of, fetch
-from tlhelpers.models.surgery import freeze
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.training.loop import fit
+from tlhelpers.models import freeze
+from tlhelpers.objectives import classification
+from tlhelpers.training import fit
 
 pytestmark = pytest.mark.fault_table
 HERE = Path(__file__).parent
-CPU = torch.device("cpu")
 
 
 def child(name: str, folder: Path) -> subprocess.Popen:
@@ -44,9 +42,9 @@ def child(name: str, folder: Path) -> subprocess.Popen:
 
 
 def counts(process: subprocess.Popen) -> list[int]:
-    said, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0
-    return json.loads(said.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
 
 
 # --- the network ---------------------------------------------------------------------------------------------------
@@ -61,7 +59,7 @@ def test_no_network_is_said_with_a_remedy(tmp_path, monkeypatch, fault_row):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(downloads.urllib.request, "urlopen", gone)
+            patch.setattr(files.urllib.request, "urlopen", gone)
             with pytest.raises(OSError, match=r"could not be kept.*put the file there by hand"):
                 fetch(Remote("http://127.0.0.1:9/w", "md5:0"), tmp_path / "w")
         survived += not (tmp_path / "w").exists()
@@ -72,10 +70,12 @@ def test_a_download_cut_at_byte_k_goes_on(server, tmp_path, fault_row):  # noqa:
     places = sorted({0, 1, len(CONTENT) - 1, *range(3, len(CONTENT), 211)})
     survived = 0
     for k in places:
-        path, server.cut = tmp_path / str(k) / "weights.bin", k
+        path = tmp_path / str(k) / "weights.bin"
+        server.cut = k
         with pytest.raises(OSError, match=f"after {k:,} of 10,240 bytes"):
             fetch(remote(server), path)
-        missing, server.cut = not path.exists(), None
+        missing = not path.exists()
+        server.cut = None
         survived += missing and fetch(remote(server), path).read_bytes() == CONTENT
     fault_row(
         "network cut at byte k", "nothing under the final name; the next call fetches the rest", len(places), survived
@@ -83,8 +83,8 @@ def test_a_download_cut_at_byte_k_goes_on(server, tmp_path, fault_row):  # noqa:
 
 
 def test_a_server_that_falls_silent_is_given_up_and_a_slow_one_is_not(server, tmp_path, monkeypatch, fault_row):  # noqa: F811
-    monkeypatch.setattr(downloads, "SILENCE", 0.5)
-    answer, write = server.RequestHandlerClass, None
+    monkeypatch.setattr(files, "SILENCE", 0.5)
+    answer = server.RequestHandlerClass
     write = answer.do_GET
 
     def drip(self, stop_at=None):
@@ -112,7 +112,8 @@ def test_a_server_that_falls_silent_is_given_up_and_a_slow_one_is_not(server, tm
 
 
 def test_wrong_bytes_never_get_the_final_name(server, tmp_path, fault_row):  # noqa: F811
-    same_length = lengths = 0
+    same_length = 0
+    lengths = 0
     for i, place in enumerate(range(0, len(CONTENT), 400)):
         wrong = bytearray(CONTENT)
         wrong[place] ^= 1 << (i % 8)
@@ -177,10 +178,12 @@ def test_a_read_only_folder_is_read_and_costs_no_features(fault_row):
 
 
 def test_damaged_kept_features_are_made_anew(tmp_path, fault_row):
-    backbone, part = toy_backbone(), toy_images()
-    path = tmp_path / f"{feature_key(backbone, part, None)}.safetensors"
-    right = cached_features(backbone, part, folder=tmp_path).x
-    whole, count = path.read_bytes(), [0, 0]
+    backbone = toy_backbone()
+    images = toy_images()
+    path = tmp_path / f"{feature_key(backbone, images, None)}.safetensors"
+    right = cached_features(backbone, images, folder=tmp_path).x
+    whole = path.read_bytes()
+    count = [0, 0]
     damaged = [whole[:k] for k in range(0, len(whole), 29)]
     for k in range(len(whole) - right.numel() * 4, len(whole), 7):  # a bit of the numbers: right length, wrong bytes
         wrong = bytearray(whole)
@@ -189,20 +192,21 @@ def test_damaged_kept_features_are_made_anew(tmp_path, fault_row):
     for content in damaged:
         path.write_bytes(content)
         with pytest.warns(match="cannot be used"):
-            found = cached_features(backbone, part, folder=tmp_path).x
+            again = cached_features(backbone, images, folder=tmp_path).x
         count[0] += 1
-        count[1] += torch.equal(found, right) and path.read_bytes() == whole
+        count[1] += torch.equal(again, right) and path.read_bytes() == whole
     fault_row("feature cache truncated, or one wrong bit", "made anew, with a warning", *count)
 
 
-def test_a_kept_tensor_comes_back_as_it_was_and_another_length_is_refused(tmp_path):
+def test_a_written_tensor_comes_back_as_it_was_and_another_length_is_refused(tmp_path):
     x = torch.randn(7, 3)
-    keep_tensor(tmp_path / "deep" / "x.safetensors", x)
-    assert torch.equal(kept_tensor(tmp_path / "deep" / "x.safetensors", 7), x)
+    path = tmp_path / "deep" / "x.safetensors"
+    write_tensor(path, x)
+    assert torch.equal(read_tensor(path, rows=7), x)
     with pytest.raises(ValueError, match="8 rows"):
-        kept_tensor(tmp_path / "deep" / "x.safetensors", 8)
+        read_tensor(path, rows=8)
     with pytest.raises(FileNotFoundError):
-        kept_tensor(tmp_path / "nowhere", 7)
+        read_tensor(tmp_path / "nowhere", rows=7)
 
 
 # --- several processes, and dead ones ------------------------------------------------------------------------------
@@ -213,34 +217,36 @@ def test_processes_that_fill_one_cache_at_once_all_get_what_is_right(tmp_path, f
         assert all(process.poll() is None for process in running)
         time.sleep(0.05)
     (tmp_path / "go").touch()
-    for found in [counts(process) for process in running]:
+    for count in [counts(process) for process in running]:
         fault_row(
-            "three processes fill one cache at once", "each gets the right features, one whole file stays", *found
+            "three processes fill one cache at once", "each gets the right features, one whole file stays", *count
         )
     assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.faults
 def test_a_kernel_killed_while_it_extracts_leaves_nothing_wrong(tmp_path, fault_row):
-    found = counts(child("killed", tmp_path))
-    assert found[0] >= 50
-    fault_row("SIGKILL while features are extracted and kept", "the next call gets the right features", *found)
+    count = counts(child("killed", tmp_path))
+    assert count[0] >= 50
+    fault_row("SIGKILL while features are extracted and kept", "the next call gets the right features", *count)
 
 
 # --- clocks --------------------------------------------------------------------------------------------------------
 def test_a_clock_that_jumps_changes_nothing(server, tmp_path, monkeypatch, fault_row):  # noqa: F811
-    now, count = time.time, [0, 0]
-    backbone, part = toy_backbone(), toy_images()
+    now = time.time
+    count = [0, 0]
+    backbone = toy_backbone()
+    images = toy_images()
     for i, jump in enumerate((-3e8, -3600, 3600, 3e9)):
         calls = iter(range(10**9))
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", lambda calls=calls, jump=jump: now() + (jump if next(calls) % 2 else 0))
-            features = cached_features(backbone, part, folder=tmp_path / str(i)).x
-            for kept in (tmp_path / str(i)).iterdir():
-                os.utime(kept, (max(0, now() + jump),) * 2)
-            again = cached_features(backbone, part, folder=tmp_path / str(i)).x
+            features = cached_features(backbone, images, folder=tmp_path / str(i)).x
+            for file in (tmp_path / str(i)).iterdir():
+                os.utime(file, (max(0, now() + jump),) * 2)
+            again = cached_features(backbone, images, folder=tmp_path / str(i)).x
             arrived = fetch(remote(server), tmp_path / str(i) / "w")
-            history = small_run(toy_model(), make_loaders(toy_part(), toy_part(), batch_size=8, device=CPU))
+            history = small_run(toy_model(), make_loaders(toy_examples(), toy_examples(), batch_size=8, device=CPU))
         count[0] += 1
         good = torch.equal(features, again) and digest_of(arrived) == hashlib.sha256(CONTENT).hexdigest()
         count[1] += good and all(0 <= record["seconds"] < 60 for record in history)
@@ -257,7 +263,9 @@ class Failing:
     """A loader whose k-th batch fails: it raises, or holds what `spoil` makes of it."""
 
     def __init__(self, loader, k: int, spoil=None) -> None:
-        self.loader, self.k, self.spoil = loader, k, spoil
+        self.loader = loader
+        self.k = k
+        self.spoil = spoil
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -272,14 +280,15 @@ class Failing:
 
 @pytest.mark.parametrize("spoil", [None, lambda x: x * math.nan, lambda x: x * math.inf], ids=["raises", "nan", "inf"])
 def test_a_run_that_breaks_off_leaves_rates_and_frozen_parts_as_they_were(spoil, fault_row):
-    error, words = (OSError, "went away") if spoil is None else (FloatingPointError, r"epoch \d, step \d")
+    error = OSError if spoil is None else FloatingPointError
+    words = "went away" if spoil is None else r"epoch \d, step \d"
     count = [0, 0]
     for k in range(12):
         model = toy_model()
         freeze(model.body)
         before = weights_of(model.body)
         optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
-        train, validation = make_loaders(toy_part(), toy_part(), batch_size=4, device=CPU)
+        train, validation = make_loaders(toy_examples(), toy_examples(), batch_size=4, device=CPU)
         with pytest.raises(error, match=words):
             fit(
                 model,
@@ -332,18 +341,19 @@ def test_the_doctor_speaks_to_the_end_whatever_breaks_torch(tmp_path, fault_row)
         folder.mkdir()
         done = broken_doctor(folder, "torch", code)
         lines = [line[3:].split("  ")[0].strip() for line in done.stdout.splitlines()[:-1]]
-        told = all(any(line.startswith(name) for line in lines) for name in doctor.CHECKS)
-        spoken += told and "NO torch pair" in done.stdout and done.returncode == 1
+        complete = all(any(line.startswith(name) for line in lines) for name in doctor.CHECKS)
+        spoken += complete and "NO torch pair" in done.stdout and done.returncode == 1
     fault_row("GPU stack broken, torch missing or crashing", "the doctor says so, exit status 1", len(BROKEN), spoken)
 
 
 @pytest.mark.faults
 def test_the_doctor_finds_a_torchvision_of_another_torch(tmp_path, fault_row):
     done = broken_doctor(tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
-    found = done.returncode == 1 and "install both anew" in done.stdout
-    fault_row("torchvision of another torch", "the doctor says so, exit status 1", 1, int(found))
+    noticed = done.returncode == 1 and "install both anew" in done.stdout
+    fault_row("torchvision of another torch", "the doctor says so, exit status 1", 1, int(noticed))
 
 
 def test_features_are_those_of_a_direct_pass_after_all_this():
-    backbone, part = toy_backbone(), toy_images()
-    assert torch.equal(extract_features(backbone, part).x, extract_features(backbone, part).x)
+    backbone = toy_backbone()
+    images = toy_images()
+    assert torch.equal(extract_features(backbone, images).x, extract_features(backbone, images).x)

@@ -7,17 +7,15 @@ import psutil
 import pytest
 import torch
 from test_faults import child, counts
+from toys import CPU
 
-from tlhelpers.models.backbones import load_backbone
-from tlhelpers.data.examples import few_shot, make_loaders
-from tlhelpers.data.named import load_dataset
-from tlhelpers.analysis.features import extract_features, linear_probe
-from tlhelpers.objectives.supervised import classification
-from tlhelpers.models.surgery import attach_head, freeze, unfreeze
-from tlhelpers.training.loop import fit
+from tlhelpers.analysis import extract_features, fit_probe
+from tlhelpers.data import few_shot, load_dataset, make_loaders
+from tlhelpers.models import attach_head, freeze, load_backbone, unfreeze
+from tlhelpers.objectives import classification
+from tlhelpers.training import fit
 
 pytestmark = pytest.mark.faults
-CPU = torch.device("cpu")
 
 
 def held(model=None) -> dict[str, float]:
@@ -46,10 +44,10 @@ def a_run(epochs: int = 1, on_epoch=None):
     freeze(model.body)
     unfreeze(model.body)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    loaders = make_loaders(few, few, transform=backbone.transform, device=CPU)
+    loaders = make_loaders(few, few, device=CPU)
     fit(model, loaders, classification(), optimizer, epochs=epochs, device=CPU, on_epoch=on_epoch)
     features = extract_features(backbone, few, device=CPU)
-    linear_probe(features, features)
+    fit_probe(features).score(features)
     return backbone.module
 
 
@@ -79,8 +77,8 @@ def test_two_hundred_epochs_of_the_small_net_leave_nothing_behind(fault_row, cap
 
 
 def test_ten_kernels_at_once_finish_with_the_same_result(tmp_path, fault_row, capsys):
-    found = [counts(process) for process in [child("kernel", tmp_path) for _ in range(10)]]
-    accuracies, peaks = zip(*found, strict=True)
+    running = [child("kernel", tmp_path) for _ in range(10)]
+    accuracies, peaks = zip(*map(counts, running), strict=True)
     with capsys.disabled():
         print(f"\n10 kernels at once: {min(peaks)} to {max(peaks)} MiB each at most")
     assert len(set(accuracies)) == 1

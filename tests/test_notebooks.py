@@ -113,7 +113,9 @@ def imports_of(page: dict) -> list[tuple[str, str]]:
     shown = [
         block for cell in cells(page, "markdown") for block in re.findall(r"```python\n(.*?)```", source(cell), re.S)
     ]
-    trees = [ast.parse(code) for code in [source(cell) for cell in cells(page, "code")] + shown]
+    codes = [source(cell) for cell in cells(page, "code")] + shown
+    # A line of IPython's own, such as %pip, is no Python.
+    trees = [ast.parse(re.sub(r"^(\s*)%.*", r"\1pass", code, flags=re.M)) for code in codes]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     plain = [(alias.name, "") for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     named = [(node.module, alias.name) for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]

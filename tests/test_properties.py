@@ -204,6 +204,7 @@ def test_h_score_and_logme_are_blind_to_rotation_scale_and_the_names_of_classes(
     for score in (h_score, logme):
         value = score(x, y)
         assert score(turned, y) == pytest.approx(value, abs=1e-3)
+        assert score(2.0**30 * x, y) == pytest.approx(value, abs=1e-3)
         assert score(x, names[y]) == pytest.approx(value, abs=1e-6)
     assert -1e-9 <= h_score(x, y) <= 2 + 1e-9  # C - 1
 
@@ -355,6 +356,8 @@ def test_k_means_never_gets_worse_turns_with_its_features_and_keeps_the_names(fe
 
     assert likeness(ends) >= likeness(start) - 1e-9
     torch.testing.assert_close(ends.norm(dim=1), torch.ones(3, dtype=torch.float64))
+    lengths = normal(seed + 2, len(x), 1).abs() + 0.1
+    torch.testing.assert_close(spherical_kmeans(x * lengths, start), ends, rtol=1e-6, atol=1e-6)
     turn = rotation(seed + 1, d)
     torch.testing.assert_close(spherical_kmeans(x @ turn, start @ turn), ends @ turn, rtol=1e-6, atol=1e-6)
     names = torch.tensor([2, 0, 1])

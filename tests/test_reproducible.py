@@ -4,12 +4,10 @@ import pytest
 import torch
 from fault_children import numbers
 from test_faults import child, counts
-from toys import toy_part
+from toys import CPU, toy_examples
 
-from tlhelpers.data.examples import TensorLoader, few_shot
-from tlhelpers.data.named import load_dataset
-from tlhelpers.data.messages import load_messages, split_messages
 from tlhelpers.course import setup
+from tlhelpers.data import TensorLoader, few_shot, load_dataset, load_messages, split_messages
 from tlhelpers.runtime import seed_everything, shifted
 
 pytestmark = pytest.mark.fault_table
@@ -18,7 +16,8 @@ pytestmark = pytest.mark.fault_table
 @pytest.mark.faults
 def test_the_same_seed_gives_the_same_numbers_in_one_kernel_in_two_and_with_workers(tmp_path, fault_row):
     torch.set_num_threads(1)
-    here, again = numbers(tmp_path), numbers(tmp_path)
+    here = numbers(tmp_path)
+    again = numbers(tmp_path)
     others = [counts(child("numbers", tmp_path)) for _ in range(2)]
     assert here == again
     equal = sum(a == b for other in others for a, b in zip(here, other, strict=True))
@@ -28,11 +27,12 @@ def test_the_same_seed_gives_the_same_numbers_in_one_kernel_in_two_and_with_work
 def test_the_variable_moves_every_draw_and_no_data(monkeypatch, capsys):
     def draws() -> list[torch.Tensor]:
         seed_everything(0)
-        batch = next(iter(TensorLoader(toy_part(), 8, shuffle=True, device=torch.device("cpu"))))[0]
+        batch = next(iter(TensorLoader(toy_examples(), 8, shuffle=True, device=CPU)))[0]
         messages = split_messages(load_messages()).test.indices
-        return [torch.rand(3), few_shot(toy_part(), 2, seed=0).indices, batch, messages]
+        return [torch.rand(3), few_shot(toy_examples(), 2, seed=0).indices, batch, messages]
 
-    before, digits = draws(), load_dataset("digits").train.x
+    before = draws()
+    digits = load_dataset("digits").train.x
     monkeypatch.setenv("TLHELPERS_SEED", "0")
     assert all(map(torch.equal, before, draws()))
     monkeypatch.setenv("TLHELPERS_SEED", "1")

@@ -28,9 +28,6 @@ def toy_examples(n: int = 24) -> Examples:
     return Examples("toy/train", x, x[:, :3].argmax(1), ("a", "b", "c"), torch.arange(n))
 
 
-toy_part = toy_examples  # the old name, until every test has the new one
-
-
 def toy_backbone() -> Backbone:
     """Images [N, 1, H, W], float in [0, 1] or uint8 -> [N, 5]."""
     children = OrderedDict(normalize=Normalize(0.5, 2.0))

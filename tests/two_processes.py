@@ -9,13 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from toys import CPU, toy_part
+from toys import CPU, toy_examples
 
-from tlhelpers.data.examples import JointLoader, TensorLoader
-from tlhelpers.objectives.supervised import classification, multitask
+from tlhelpers.data import JointLoader, TensorLoader
+from tlhelpers.objectives import classification, multitask
 from tlhelpers.runtime import seed_everything
-from tlhelpers.training.schedules import warmup_cosine
-from tlhelpers.training.loop import evaluate, fit
+from tlhelpers.training import evaluate, fit, warmup_cosine
 
 
 def plain_model():
@@ -26,34 +25,45 @@ def plain_model():
 def trained(checkpoint=None, **options):
     """24 examples in batches of 9, so that the last one has 6 and a validation of 5 by 2 ends with a single one."""
     seed_everything(0)
-    part, model = toy_part(), plain_model()
+    examples = toy_examples()
+    model = plain_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    validation = TensorLoader(part.take(torch.arange(5)), 2, device=CPU)
+    validation = TensorLoader(examples.take(torch.arange(5)), 2, device=CPU)
     options = {"epochs": 3, "schedule": warmup_cosine(), "clip_norm": 1.0, "device": CPU} | options
     # A DataLoader draws its order from torch's generator, which the processes must share.
-    loader = DataLoader(TensorDataset(part.x, part.y), 9, shuffle=True)
+    loader = DataLoader(TensorDataset(examples.x, examples.y), 9, shuffle=True)
     history = fit(model, (loader, validation), classification(), optimizer, checkpoint=checkpoint, **options)
-    score = evaluate(model, TensorLoader(part, 7, device=CPU), device=CPU)
-    return {"history": history, "score": score, "logits": model(part.x).tolist()}
+    score = evaluate(model, TensorLoader(examples, 7, device=CPU), device=CPU)
+    return {"history": history, "score": score, "logits": model(examples.x).tolist()}
+
+
+class Scaled(nn.Module):
+    """Two tasks, one of weight 0, whose loss is multiplied by a number that is learnt."""
+
+    def __init__(self):
+        super().__init__()
+        self.tasks = multitask({"source": 1.0, "target": 0.0})
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, model, batch):
+        self.calls += self.training
+        logged = self.tasks(model, batch)
+        return logged | {"loss": logged["loss"] * self.scale + F.softplus(-self.scale)}
 
 
 def trained_on_two_tasks():
-    """One task has weight 0, so its head gets no gradient; a parameter outside the model does."""
+    """One task has weight 0, so its head gets no gradient; a parameter of the objective does."""
     seed_everything(0)
-    part = toy_part()
-    model = nn.Module()
-    model.body, heads = nn.Linear(4, 8), {"source": nn.Linear(8, 3), "target": nn.Linear(8, 3)}
-    model.heads, scale = nn.ModuleDict(heads), nn.Parameter(torch.ones(()))
-    inner = multitask({"source": 1.0, "target": 0.0})
-
-    def objective(model, batch):
-        logged = inner(model, batch)
-        return logged | {"loss": logged["loss"] * scale + F.softplus(-scale)}
-
-    loaders = {task: TensorLoader(part, 8, shuffle=True, seed=k, device=CPU) for k, task in enumerate(heads)}
-    optimizer = torch.optim.SGD([*model.parameters(), scale], lr=0.1)
+    examples = toy_examples()
+    heads = {"source": nn.Linear(8, 3), "target": nn.Linear(8, 3)}
+    model = nn.ModuleDict({"body": nn.Linear(4, 8), "heads": nn.ModuleDict(heads)})
+    objective = Scaled()
+    loaders = {task: TensorLoader(examples, 8, shuffle=True, seed=k, device=CPU) for k, task in enumerate(heads)}
+    optimizer = torch.optim.SGD([*model.parameters(), *objective.parameters()], lr=0.1)
     history = fit(model, (JointLoader(loaders), None), objective, optimizer, epochs=2, device=CPU)
-    return {"history": history, "scale": scale.item(), "weights": model.body.weight.tolist()}
+    learnt = {"scale": objective.scale.item(), "weights": model.body.weight.tolist()}
+    return {"history": history, "calls": objective.calls.item(), **learnt}
 
 
 def save(folder, **options):

@@ -236,8 +236,8 @@ def stream_features(
         ValueError: the batches do not add up to `rows`; then nothing is left behind.
     """
     with ExitStack() as stack:
+        features_file = stack.enter_context(atomic(path))  # the last to take its name
         labels_file = stack.enter_context(atomic(_labels_beside(path)))
-        features_file = stack.enter_context(atomic(path))
         features_of = stack.enter_context(feature_function(body, layer=layer, device=device))
         labels = open_memmap(labels_file, "w+", np.int64, (rows,))
         features = None
@@ -256,6 +256,7 @@ def stream_features(
             raise ValueError(f"rows={rows}, but the batches hold {seen}; give the number of examples")
         features.flush()
         labels.flush()
+        path.unlink(missing_ok=True)  # a crash from here on must not leave old features beside new labels
     return open_features(path)
 
 

@@ -162,8 +162,6 @@ def _check_training(train: Features) -> None:
 
 def _check_inputs(x: Tensor, width: int) -> None:
     if x.ndim != 2 or len(x) == 0 or x.shape[1] != width:
-        raise ValueError(
-            f"the features are {list(x.shape)}; they must be [N, {width}], of one body, and not empty"
-        )
+        raise ValueError(f"the features are {list(x.shape)}; they must be [N, {width}], of one body, and not empty")
     if not torch.isfinite(x).all():
         raise ValueError("the features hold NaN or infinity; look at the inputs and at the body's normalisation")

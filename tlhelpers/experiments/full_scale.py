@@ -74,7 +74,9 @@ def photo_network(
 
 def photo_probes(body: Backbone, photos: Splits, labels: tuple[int, ...] = LABELS) -> dict[int, list[float]]:
     """Test accuracy of a linear probe on a frozen body, by photographs per class, per seed; C by validation."""
-    train, validation, test = (extract_features(body, part) for part in (photos.train, photos.validation, photos.test))
+    train = extract_features(body, photos.train)
+    validation = extract_features(body, photos.validation)
+    test = extract_features(body, photos.test)
     scores = defaultdict(list)
     for n in labels:
         for seed in SEEDS:
@@ -117,7 +119,8 @@ def photo_teacher(body: Backbone, photos: Splits, *, labels: int, seed: int) -> 
     Returns:
         Those photographs; its logits on all training photographs, [N, classes]; its test accuracy.
     """
-    train, test = (extract_features(body, part) for part in (photos.train, photos.test))
+    train = extract_features(body, photos.train)
+    test = extract_features(body, photos.test)
     probe = fit_probe(few_features(photos.train, train, labels, seed=seed))
     with torch.no_grad():
         logits = probe.as_layer()(train.x)

@@ -16,7 +16,7 @@ class Normalize(nn.Module):
         mean, std: one number for all channels, or one per channel.
 
     Raises:
-        ValueError: a standard deviation that is not positive.
+        ValueError: a standard deviation that is not positive; (when called) other channels than there are means.
         TypeError: (when called) images that are true or false.
     """
 
@@ -32,6 +32,11 @@ class Normalize(nn.Module):
             raise TypeError(f"images {images.dtype} {list(images.shape)} must be numbers; images.float() makes them so")
         if images.dtype is torch.uint8:
             images = images.float() / 255
+        if self.mean.ndim and images.shape[-3] != len(self.mean):
+            raise ValueError(
+                f"images {list(images.shape)} must be [N, {len(self.mean)}, H, W], one channel per mean; "
+                "images.expand(-1, 3, -1, -1) makes three channels of one"
+            )
         return (images - self.mean) / self.std
 
     def extra_repr(self) -> str:

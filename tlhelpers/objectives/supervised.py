@@ -43,7 +43,7 @@ def classification(*, label_smoothing: float = 0.0) -> Objective:
 
 def check_shapes(logits: Tensor, y: Tensor) -> None:
     """Refuse logits that are not [N, C] and labels y that are not [N], with a ValueError."""
-    if logits.ndim != 2 or y.shape != logits.shape[:1]:
+    if logits.ndim != 2 or y.ndim != 1 or len(y) != len(logits):
         raise ValueError(
             f"logits {list(logits.shape)} and labels {list(y.shape)} do not match: the model must give "
             "[N, C] for labels [N]"

@@ -1,7 +1,6 @@
 """What a device wants: batches that lie on it, and the precision in which it multiplies fastest."""
 
 import contextlib
-from collections.abc import Mapping
 
 import torch
 
@@ -26,10 +25,10 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager:
 def to_device(batch, device: torch.device):
     """A batch with all its tensors on `device`: a tensor, or tuples, lists and dicts of such, nested at will."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    return tuple(to_device(value, device) for value in batch)
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if isinstance(batch, (tuple, list)):
+        return tuple([to_device(value, device) for value in batch])
+    return {key: to_device(value, device) for key, value in batch.items()}
 
 
 def batch_size(batch) -> int:
@@ -41,5 +40,5 @@ def batch_size(batch) -> int:
     while not isinstance(batch, torch.Tensor):
         if len(batch) == 0:
             raise ValueError("the batch is empty; the loader must yield at least one tensor")
-        batch = next(iter(batch.values() if isinstance(batch, Mapping) else batch))
+        batch = batch[0] if isinstance(batch, (tuple, list)) else next(iter(batch.values()))
     return len(batch)

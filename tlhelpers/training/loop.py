@@ -76,7 +76,9 @@ def fit(
             grow; everything else must be as before.  The file has up to four times the size of the
             weights (Adam keeps two numbers each, and the best weights are there too; a teacher comes on
             top), and the one before stays beside it.  Data, and what a function holds that is no module,
-            are not kept.  With several processes the first one writes, and Ctrl-C loses the epoch under way.
+            are not kept.  A shuffled `DataLoader` inside a `JointLoader` needs a generator of its own, or the
+            rest of an interrupted epoch has other batches.  With several processes the first one writes, and
+            Ctrl-C loses the epoch under way.
         accumulate: work on every batch in so many pieces, which takes less memory and gives the same
             step up to rounding, but for BatchNorm, which sees one piece at a time.
 

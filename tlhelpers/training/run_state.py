@@ -35,8 +35,10 @@ class Means:
         self.examples += examples
         for name, value in logged.items():
             if isinstance(value, Tensor):
-                value = value.item() if value.is_cpu else value.detach().float()
-            self.sums[name] = self.sums.get(name, 0.0) + value * examples
+                total = value.detach().float() * examples  # in float32 a share times its number is whole again
+                self.sums[name] = self.sums.get(name, 0.0) + (total.item() if total.is_cpu else total)
+            else:
+                self.sums[name] = self.sums.get(name, 0.0) + value * examples
 
     def result(self) -> dict[str, float]:
         """The means.
