@@ -31,7 +31,7 @@ class Row:
 LOOP = "checks, means and the accuracy cost about 0.1 ms per step, and this network needs 0.4 ms for everything"
 CONVOLUTIONS = "under vmap convolutions become grouped ones, which are slow on a CPU; so no page does this"
 AFFINE = "PIL turns a 32x32 image in 0.05 ms, so the network is most of the time; bending is what costs"
-SHORT = "20 epochs of so small a head cost half of what the body costs; the pages use linear_probe"
+SHORT = "20 epochs of so small a head cost half of what the body costs; the pages use fit_probe"
 
 
 def _rivals(case: str) -> list[Row]:
@@ -75,10 +75,8 @@ ROWS = [
         because=CONVOLUTIONS,
     ),
     Row("seeds/GlyphNet", "ten seeds in turn / at once, GlyphNet", at_least=2.0, because=CONVOLUTIONS),
-    Row("features/probe, GlyphNet", "body in each of 20 epochs / cached + linear_probe, GlyphNet", at_least=15),
-    Row(
-        "features/probe, ResNet-18, 64 px", "body in each of 20 epochs / cached + linear_probe, ResNet-18", at_least=15
-    ),
+    Row("features/probe, GlyphNet", "body in each of 20 epochs / cached + fit_probe, GlyphNet", at_least=15),
+    Row("features/probe, ResNet-18, 64 px", "body in each of 20 epochs / cached + fit_probe, ResNet-18", at_least=15),
     Row("features/same head, GlyphNet", "the same / cached + the same head, GlyphNet", at_least=15, because=SHORT),
     Row("features/same head, ResNet-18, 64 px", "the same / cached + the same head, ResNet-18", at_least=15),
     Row("features/extraction, GlyphNet", "extraction: throughput / bare loop, GlyphNet", at_least=0.95),
@@ -94,7 +92,7 @@ ROWS = [
     ),
     Row("pages/all", "all pages as saved, one after the other, seconds", 600),
     Row("threads/two processes", "two trainings at a time: two threads each / one each"),
-    Row("threads/probe", "regression with BLAS on all cores / linear_probe"),
+    Row("threads/probe", "regression with BLAS on all cores / fit_probe"),
     Row("scale/side", "ResNet-18 at 128 px: measured time / predicted from 64 px by operations"),
     Row("scale/training", "ResNet-18 at 64 px: time of a training step / three forward passes"),
     Row("processes/GlyphNet", "two processes on accelerate: speed-up / 2, GlyphNet, batches of 64"),

@@ -20,6 +20,7 @@ from tlhelpers.analysis import Features
 from tlhelpers.data import Examples, Splits, TensorLoader, few_shot, load_dataset
 from tlhelpers.experiments import full_scale
 from tlhelpers.models import Backbone, PhotoBody
+from tlhelpers.models.normalize import PreparePhotos
 from tlhelpers.objectives import distillation
 
 ROOT = Path(__file__).parent.parent
@@ -105,11 +106,11 @@ def noise_photos(n: int) -> Examples:
 
 def test_a_blank_network_keeps_the_normalisation_and_loses_the_weights():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 512, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    normalize = torch.nn.AvgPool2d(1)  # any module that is not the one of SqueezeNet
+    normalize = PreparePhotos(torch.nn.AvgPool2d(1))  # not that of SqueezeNet
     body = Backbone(PhotoBody(normalize, net, 512).eval(), 512, "squeezenet1_0")
     few = noise_photos(8)
     model = full_scale.photo_network(body, few, seed=0, epochs=1, lr=1e-3, blank=True)
-    assert isinstance(model.body, PhotoBody) and isinstance(model.body.normalize, torch.nn.AvgPool2d)
+    assert isinstance(model.body, PhotoBody) and isinstance(model.body.normalize.preset, torch.nn.AvgPool2d)
     assert type(model.body.network).__name__ == "SqueezeNet"
     assert model(few.x[:2]).shape == (2, 4)
 

@@ -29,7 +29,7 @@ the course tells it.
     training/              the loop, and what stands beside it
         loop               fit, evaluate, accuracy
         schedules          learning rates over a run
-        run_state          how far a run is
+        history            what a run has logged, and how far it is
         checkpoint         stop and resume
         distributed        a batch in pieces, over processes or over time
         device             tensors on a device, and its precision
@@ -46,7 +46,7 @@ the course tells it.
         exercise           questions that answer back
         exercises          the questions, a file per page
         scorebook          which exercises are solved: one small file
-        progress           all questions beside the scorebook
+        overview           all questions beside the scorebook
         plots              figures that also say themselves in words
         widgets            menus over plain functions
         prefetch           fill the caches, to work without a network

@@ -45,7 +45,7 @@ def _prefetch(pages: list[str] | None, profile: str, to: Path | None) -> int:
 
 def _progress(files: list[Path], table: Path | None) -> int:
     """Show what is solved; several files are the books of several learners, named by their paths."""
-    from tlhelpers.course import progress, scorebook
+    from tlhelpers.course import overview, scorebook
 
     if missing := [path for path in files if not path.exists()]:
         print(f"{', '.join(map(str, missing))}: no such file; give the {scorebook.FILE} of each learner")
@@ -53,13 +53,13 @@ def _progress(files: list[Path], table: Path | None) -> int:
     books = {str(path): scorebook.read(path) for path in files} or {"me": scorebook.collected()}
     if table is not None:
         with table.open("w", encoding="utf-8", newline="") as to:
-            progress.export(books, to)
+            overview.export(books, to)
         print(f"{table}: {len(books)} learner(s)")
         return 0
     for learner, solved in books.items():
-        print(f"{learner}: {len(solved)} of {sum(map(len, progress.questions().values()))} exercises")
+        print(f"{learner}: {len(solved)} of {sum(map(len, overview.questions().values()))} exercises")
     if not files:
-        progress.show()
+        overview.show()
     return 0
 
 

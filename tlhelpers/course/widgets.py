@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import ipywidgets
 from IPython.display import HTML, display
 
-from tlhelpers.course import progress
+from tlhelpers.course import overview
 
 
 def explore(draw: Callable[..., None], **choices: Sequence) -> None:
@@ -52,7 +52,7 @@ def download_button() -> None:
     output = ipywidgets.Output()
 
     def offer(_button) -> None:
-        packed, names = progress.pack()
+        packed, names = overview.pack()
         link = f"data:application/zip;base64,{base64.b64encode(packed).decode('ascii')}"
         output.clear_output()
         with output:

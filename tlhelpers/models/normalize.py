@@ -1,4 +1,4 @@
-"""The first child of every body for images: it brings what a data set gives to the scale that the weights know."""
+"""The first child of every body for images, photographs too: what a data set gives, as the weights know it."""
 
 from collections.abc import Sequence
 
@@ -42,6 +42,24 @@ class Normalize(nn.Module):
     def extra_repr(self) -> str:
         numbers = {name: [float(f"{x:.6g}") for x in getattr(self, name).flatten()] for name in ("mean", "std")}
         return ", ".join(f"{name}={values[0] if len(values) == 1 else values}" for name, values in numbers.items())
+
+
+class PreparePhotos(nn.Module):
+    """Photographs [N, 3, H, W], float in [0, 1] or uint8, as the weights of a torchvision network want them.
+
+    Args:
+        preset: torchvision's own preparation for the weights (`weights.transforms()`): it resizes, cuts out the
+            centre, subtracts the mean of every channel and divides by its standard deviation.
+    """
+
+    def __init__(self, preset: nn.Module) -> None:
+        super().__init__()
+        self.preset = preset
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.dtype is torch.uint8:
+            images = images.float() / 255
+        return self.preset(images)
 
 
 def _per_channel(values: float | Sequence[float]) -> Tensor:

@@ -1,5 +1,6 @@
 """Bodies for photographs: torchvision's ImageNet networks without their classifiers, downloaded at first use."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tlhelpers.files import Remote, fetch
+from tlhelpers.models.normalize import PreparePhotos
 from tlhelpers.runtime import torch_home
 
 
@@ -84,23 +86,15 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise OSError(f"{path} cannot be used as weights ({why}); remove it, so that it is fetched again") from error
 
 
-class PhotoBody(nn.Module):
+class PhotoBody(nn.Sequential):
     """A network without its classifier: photographs [N, 3, H, W], float in [0, 1] or uint8 -> [N, feature_dim].
 
-    Its first child, `normalize`, is torchvision's own preparation for these weights: resize, cut out the centre,
-    subtract the mean and divide by the standard deviation of every channel.
+    Its children are `normalize`, which prepares the photographs, and `network`.
     """
 
     def __init__(self, normalize: nn.Module, network: nn.Module, feature_dim: int) -> None:
-        super().__init__()
-        self.normalize = normalize
-        self.network = network
+        super().__init__(OrderedDict(normalize=normalize, network=network))
         self.feature_dim = feature_dim
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.dtype is torch.uint8:
-            images = images.float() / 255
-        return self.network(self.normalize(images))
 
 
 def load_photo_body(name: str, image_size: int | None) -> tuple[PhotoBody, nn.Module | None, dict]:
@@ -125,7 +119,7 @@ def load_photo_body(name: str, image_size: int | None) -> tuple[PhotoBody, nn.Mo
         raise OSError(f"{path} does not hold the weights of {cut.network} ({error}); remove it") from error
     head = cut_off(network, cut)
     sizes = {"crop_size": image_size, "resize_size": image_size} if image_size else {}
-    body = PhotoBody(weights.transforms(**sizes), network, cut.feature_dim)
+    body = PhotoBody(PreparePhotos(weights.transforms(**sizes)), network, cut.feature_dim)
     card = {
         "name": name,
         "weights": str(weights),

@@ -19,7 +19,7 @@ import torch
 
 from tlhelpers.files import atomic
 from tlhelpers.training.distributed import Team
-from tlhelpers.training.run_state import RunState
+from tlhelpers.training.history import RunState
 
 FORMAT = "tlhelpers checkpoint 2"
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tlhelpers.training.device import batch_size
-from tlhelpers.training.run_state import Means
+from tlhelpers.training.history import Means
 
 
 class Piece(NamedTuple):

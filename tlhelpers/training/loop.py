@@ -18,7 +18,7 @@ from tlhelpers.runtime import pick_device
 from tlhelpers.training.checkpoint import Checkpoint, stop_button
 from tlhelpers.training.device import autocast, mixed_precision, to_device
 from tlhelpers.training.distributed import Team
-from tlhelpers.training.run_state import Means, RunState
+from tlhelpers.training.history import Means, RunState
 from tlhelpers.training.schedules import Rates
 
 LOOK_EVERY = 50  # steps after which a GPU is asked whether a loss was not finite; asking waits for it

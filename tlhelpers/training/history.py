@@ -1,10 +1,11 @@
-"""How far a run of `fit` is: everything it needs, besides the call itself, to go on where it stopped."""
+"""What a run of `fit` has logged and learnt so far: all it needs, besides the call itself, to go on."""
 
 import copy
 import math
 import random
 import time
 from collections.abc import Iterable, Iterator
+from ctypes import c_float
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,11 +35,14 @@ class Means:
         """Count so many examples, of which `logged` holds the means."""
         self.examples += examples
         for name, value in logged.items():
-            if isinstance(value, Tensor):
-                total = value.detach().float() * examples  # in float32 a share times its number is whole again
-                self.sums[name] = self.sums.get(name, 0.0) + (total.item() if total.is_cpu else total)
+            # In float32 a share times its number is whole again; rounding is faster than three operations of torch.
+            if isinstance(value, Tensor) and value.is_cpu:
+                value = c_float(value.item() * examples).value
+            elif isinstance(value, Tensor):
+                value = value.detach().float() * examples
             else:
-                self.sums[name] = self.sums.get(name, 0.0) + value * examples
+                value = value * examples
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def result(self) -> dict[str, float]:
         """The means.

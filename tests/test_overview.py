@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tlhelpers.__main__ import main
-from tlhelpers.course import exercises, progress, scorebook
+from tlhelpers.course import exercises, overview, scorebook
 
 EARLY = "2026-01-01T10:00:00+00:00"
 
@@ -23,15 +23,15 @@ def book(tmp_path, monkeypatch) -> Path:
 
 def test_every_file_of_exercises_is_listed_with_its_questions():
     files = {module.name for module in pkgutil.iter_modules(exercises.__path__)}
-    assert {module.__name__.rsplit(".", 1)[-1] for module in progress.PAGES} == files
-    table = progress.questions()
+    assert {module.__name__.rsplit(".", 1)[-1] for module in overview.PAGES} == files
+    table = overview.questions()
     assert {f"page_{page}" for page in table} == files
     assert table["05"] == ["q1", "q2", "q3"] and table["14"] == ["q1", "q2", "q3", "q4", "q5"]
 
 
 def test_what_is_solved_is_shown_a_line_per_page(book, capsys):
     scorebook.write(book, {"05.q1": EARLY})
-    progress.show()
+    overview.show()
     shown = capsys.readouterr().out
     assert "page 05  \N{CHECK MARK} \N{MIDDLE DOT} \N{MIDDLE DOT}  1 of 3" in shown
     assert shown.endswith("kept in book.json\n")
@@ -43,7 +43,7 @@ def test_an_instructor_gets_a_table_of_the_class(tmp_path, capsys):
     files = [str(tmp_path / "ada.json"), str(tmp_path / "bob.json")]
     assert main(["progress", *files, "--csv", str(tmp_path / "class.csv")]) == 0
     rows = list(csv.DictReader(io.StringIO((tmp_path / "class.csv").read_text("utf-8"))))
-    total = sum(map(len, progress.questions().values()))
+    total = sum(map(len, overview.questions().values()))
     assert len(rows) == 2 * total
     assert [row["question"] for row in rows if row["solved"]] == ["q1"]
     assert main(["progress", *files]) == 0 and f"1 of {total} exercises" in capsys.readouterr().out
@@ -54,7 +54,7 @@ def test_the_packed_work_holds_the_notebooks_and_what_was_solved(book, tmp_path)
     scorebook.write(book, {"05.q1": EARLY})
     (tmp_path / "05_page.ipynb").write_text("{}", "utf-8")
     (tmp_path / "other.txt").touch()
-    packed, names = progress.pack(tmp_path)
+    packed, names = overview.pack(tmp_path)
     assert names == ["05_page.ipynb", scorebook.FILE]
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         archive.extract(scorebook.FILE, tmp_path / "elsewhere")
