@@ -266,3 +266,13 @@ def test_layers_that_do_not_exist_or_do_not_fit_are_named():
         attention_transfer(plain, network, layers=("body", "body"), beta=1.0)(student, batch)
     with pytest.raises(ValueError, match=r"beta is -1; it must be at least 0"):
         attention_transfer(plain, network, layers=("body", "body"), beta=-1)
+
+
+def test_a_teacher_read_from_a_checkpoint_does_not_overwrite_the_network_that_was_given():
+    given = nn.Linear(4, 3)
+    other = nn.Linear(4, 3)
+    before = given.weight.detach().clone()
+    objective = distillation(given, temperature=2.0, alpha=1.0)
+    objective.load_state_dict(distillation(other, temperature=2.0, alpha=1.0).state_dict())
+    assert torch.equal(given.weight, before)
+    assert torch.equal(objective.teacher.network.weight, other.weight)

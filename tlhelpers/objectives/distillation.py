@@ -28,6 +28,8 @@ class FrozenTeacher(nn.Module):
         super().__init__()
         shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
         self.network = copy.deepcopy(network, shared).eval()
+        # A checkpoint may hold another teacher: reading it must not overwrite the network that was given.
+        self.register_load_state_dict_pre_hook(_take_own_memory)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stays in eval mode."""
@@ -36,6 +38,11 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
+
+
+def _take_own_memory(teacher: FrozenTeacher, *_state) -> None:
+    for parameter in teacher.network.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _frozen(teacher: nn.Module) -> FrozenTeacher:

@@ -92,7 +92,6 @@ class RunState:
         self._clock = time.perf_counter() - self.seconds
         batches = self.loaders[0]
         if self.means.steps == 0:
-            self.epoch_start = batch_order(self.loaders)
             yield from batches
             return
         now = random_states()
@@ -147,7 +146,7 @@ class RunState:
 
     def state(self) -> dict:
         """All of it as tensors and plain values."""
-        if self.means.steps == 0:
+        if self.means.steps == 0:  # between two epochs: the next one begins as things are now
             self.epoch_start = batch_order(self.loaders)
         else:
             self.seconds = time.perf_counter() - self._clock
