@@ -31,9 +31,23 @@ def test_a_margin_counts_standard_deviations_to_the_nearest_bound():
     assert seeds.margin([5.0, 5.0], "at most 5") == float("inf")
 
 
-def test_the_table_holds_what_moves_and_counts_what_does_not():
+def test_the_table_holds_what_moves_and_says_why_the_rest_does_not():
     runs = [{"a | b": (1.0 + seed, "at least 0"), "same": (1.0, "at least 0")} for seed in range(3)]
     runs[1]["only here"] = (1.0, "at least 0")
-    text = seeds.as_markdown(seeds.rows_of("05_page.ipynb", runs), [0, 1, 2])
+    reasons = {("05_page.ipynb", "same"): "about recorded runs"}
+    text = seeds.as_markdown(seeds.rows_of("05_page.ipynb", runs), [0, 1, 2], reasons)
     assert "| 05 | a \\| b | at least 0 | 2 | 1 | 2.0 |" in text
-    assert "1 more claims do not move" in text and "only here" not in text
+    assert "1 more claims cannot move" in text and "only here" not in text
+    assert "| 05 | same | at least 0 | 1 | about recorded runs |" in text
+
+
+def test_a_claim_about_a_record_is_known_by_where_its_number_comes_from():
+    cells = [
+        "%pip install nothing\nrecord = json.loads(RECORD.read_text())\nlive = train()",
+        "runs = {k: np.array(v) for k, v in record.items()}\ndef gain(name):\n    return runs[name].mean()",
+        "claim(f'gain of {name}', gain(name), at_least=0)\nclaim('live', live, at_least=0)",
+        "runs = train()\nclaim('live again', runs, at_most=1)",
+    ]
+    patterns = seeds.recorded_claims(cells)
+    assert [bool(patterns[0].fullmatch(text)) for text in ("gain of LP-FT", "live")] == [True, False]
+    assert len(patterns) == 1

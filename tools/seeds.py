@@ -11,6 +11,7 @@ Run it from the top folder.  The exit status is 1 if a cell failed.
 """
 
 import argparse
+import ast
 import itertools
 import math
 import os
@@ -28,6 +29,8 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # As `tlhelpers.course.claim` prints it.
 CLAIM = re.compile(r"^\N{CHECK MARK} (.+): (\S+) \((at (?:least|most) .+)\)$", re.MULTILINE)
 BOUND = re.compile(r"at (least|most) (\S+)")
+RECORDED = "about recorded runs"
+EXACT = "exact: no draw takes part, or every draw gives it"
 LEAST_MARGIN = 3  # standard errors; another machine rounds otherwise, and must not turn a claim red
 
 
@@ -73,8 +76,100 @@ def rows_of(page: str, runs: list[dict[str, tuple[float, str]]]) -> list[tuple[s
     return rows
 
 
-def as_markdown(rows: list[tuple[str, str, str, list[float], float]], seeds: list[int]) -> str:
-    """The claims that move with the seeds, the tightest first, and how many do not move."""
+def recorded_claims(sources: list[str]) -> list[re.Pattern]:
+    """Texts of the claims whose numbers come out of a record, by following names through the code of a page.
+
+    A name is recorded while what it was last made of is: a `RECORD`, the folder "recorded", or another recorded name.
+    """
+    reader = _RecordReader()
+    for source in sources:
+        # A line of IPython's own, such as %pip, is no Python.
+        reader.visit(ast.parse(re.sub(r"^(\s*)%.*", r"\1pass", source, flags=re.MULTILINE)))
+    return reader.claims
+
+
+class _RecordReader(ast.NodeVisitor):
+    """Walks through a page from top to bottom and keeps the names that hold something recorded."""
+
+    def __init__(self) -> None:
+        self.recorded: set[str] = set()
+        self.claims: list[re.Pattern] = []
+
+    def is_recorded(self, *parts: ast.AST) -> bool:
+        nodes = [node for part in parts for node in ast.walk(part)]
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        return bool(names & (self.recorded | {"RECORD", "LABEL_CURVE"})) or "recorded" in words
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        recorded = self.is_recorded(node.value)
+        for target in node.targets:
+            # A container into which something else is put keeps what it holds.
+            whole = isinstance(target, ast.Name | ast.Tuple | ast.List)
+            names = {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+            if recorded:
+                self.recorded |= names
+            elif whole:
+                self.recorded -= names
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        if self.is_recorded(node.value):
+            self.recorded |= {name.id for name in ast.walk(node.target) if isinstance(name, ast.Name)}
+
+    def visit_For(self, node: ast.For) -> None:
+        # The first name of a pair is a key or a number.
+        values = node.target.elts[1:] if isinstance(node.target, ast.Tuple) else []
+        names = {name.id for value in values for name in ast.walk(value) if isinstance(name, ast.Name)}
+        if self.is_recorded(node.iter):
+            self.recorded |= names
+        else:
+            self.recorded -= names
+        self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        own = {argument.arg for argument in node.args.args}
+        before = set(self.recorded)
+        self.recorded -= own
+        if self.is_recorded(*node.body):
+            before.add(node.name)
+        self.recorded = before
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Name) and node.func.id == "claim" and self.is_recorded(*node.args[1:]):
+            self.claims.append(_pattern(node.args[0]))
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "append" and self.is_recorded(*node.args):
+            self.recorded |= {name.id for name in ast.walk(node.func.value) if isinstance(name, ast.Name)}
+        self.generic_visit(node)
+
+
+def _pattern(text: ast.AST) -> re.Pattern:
+    """What the text of a claim can look like; anything may stand where an f-string has a value."""
+    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+    known = [re.escape(part.value) if isinstance(part, ast.Constant) else ".+" for part in parts]
+    return re.compile("".join(known))
+
+
+def reasons_to_stay(path: Path, rows: list[tuple[str, str, str, list[float], float]]) -> dict[str, str]:
+    """Claim -> why it cannot move, for those of a page that did not."""
+    page = nbformat.read(path, as_version=4)
+    patterns = recorded_claims([cell.source for cell in page.cells if cell.cell_type == "code"])
+    reasons = {}
+    for _, text, _, _, room in rows:
+        if math.isinf(room):
+            is_recorded = any(pattern.fullmatch(text) for pattern in patterns)
+            reasons[text] = RECORDED if is_recorded else EXACT
+    return reasons
+
+
+def as_markdown(
+    rows: list[tuple[str, str, str, list[float], float]], seeds: list[int], reasons: dict[tuple[str, str], str]
+) -> str:
+    """The claims that move with the seeds, the tightest first, and those that do not, with the reason.
+
+    Args:
+        reasons: (page, claim) -> why it cannot move.
+    """
     moving = sorted((row for row in rows if math.isfinite(row[4])), key=lambda row: row[4])
     lines = [
         "# Margins",
@@ -83,7 +178,7 @@ def as_markdown(rows: list[tuple[str, str, str, list[float], float]], seeds: lis
         f"`TLHELPERS_SEED` = {', '.join(map(str, seeds))}. The value of a page is mostly a mean over seeds of its "
         "own, so the standard deviation between these runs is its standard error; the margin is the distance from "
         "the mean of the runs to the nearest bound, in standard errors. "
-        f"{len(rows) - len(moving)} more claims do not move: they are exact, or about recorded runs.",
+        f"{len(rows) - len(moving)} more claims cannot move; they follow below, with the reason.",
         "",
         "| page | claim | bound | mean | standard error | margin |",
         "|---|---|---|---|---|---|",
@@ -93,6 +188,11 @@ def as_markdown(rows: list[tuple[str, str, str, list[float], float]], seeds: lis
         mean = statistics.mean(values)
         spread = statistics.stdev(values)
         lines.append(f"| {page[:2]} | {escaped} | {bounds} | {mean:.3g} | {spread:.2g} | {room:.1f} |")
+    lines += ["", "## Claims that cannot move", "", "| page | claim | bound | value | why |", "|---|---|---|---|---|"]
+    for page, text, bounds, values, room in rows:
+        if math.isinf(room):
+            escaped = text.replace("|", "\\|")
+            lines.append(f"| {page[:2]} | {escaped} | {bounds} | {values[0]:.3g} | {reasons[page, text]} |")
     return "\n".join(lines) + "\n"
 
 
@@ -106,6 +206,7 @@ def main() -> int:
     pages = options.pages or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
     count = 0
     rows = []
+    reasons = {}
     with ProcessPoolExecutor(options.jobs) as pool:
         answers = pool.map(run, *zip(*itertools.product(pages, options.seeds), strict=True))
         for path in pages:
@@ -120,8 +221,9 @@ def main() -> int:
                 shown = ", ".join(f"{value:g}" for value in values)
                 print(f"    margin {room:.1f}: {text}: {shown} ({bounds})", flush=True)
             rows += of_page
+            reasons |= {(path.name, text): why for text, why in reasons_to_stay(path, of_page).items()}
     if options.table:
-        options.table.write_text(as_markdown(rows, options.seeds), "utf-8")
+        options.table.write_text(as_markdown(rows, options.seeds, reasons), "utf-8")
     return int(count > 0)
 
 
