@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-KERNEL_LIMIT_MIB = 1536  # Binder kills a kernel at 2 GB in all, JupyterLab included
+KERNEL_LIMIT_MIB = 1331  # 1.3 GiB: Binder kills a kernel at 2 GB in all, JupyterLab included
 
 sys.path.insert(0, str(HERE))
 import no_network  # noqa: E402, F401
