@@ -16,7 +16,8 @@ from tlhelpers.training import fit, warmup_cosine
 STAGES = ("stem", "block1", "block2", "block3", "block4")  # the parts of GlyphNet that have parameters
 # Augmentations that training from scratch may choose from; the second one also moves the digit about.
 JITTERS = {"bend": TARGET_JITTER, "place": DIGIT_PLACEMENT}
-PRINT_MEAN, PRINT_STD = 0.1569, 0.26  # of printed characters' pixels, as measured once
+PRINT_MEAN = 0.1569  # of printed characters' pixels, as measured once
+PRINT_STD = 0.26
 
 
 def train_small(
