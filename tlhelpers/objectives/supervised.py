@@ -11,6 +11,7 @@ before every step (by hand: `objective.progress = (step + 0.5) / steps`).
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +37,7 @@ def classification(*, label_smoothing: float = 0.0) -> Objective:
         except IndexError:  # torch has looked at every label (on a CPU); which one was it?
             check_labels(logits, y)
             raise
-        return {"loss": loss, "accuracy": (logits.argmax(1) == y).float().mean()}
+        return {"loss": loss, "accuracy": (logits.argmax(1) == y).mean(dtype=torch.float32)}
 
     return objective
 
