@@ -26,7 +26,7 @@ html_copy_source = False
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # no widget is saved, and the default is a script of another host
 nb_merge_streams = True
-nb_mime_priority_overrides = [("revealjs", "image/png", 10)]
+nb_mime_priority_overrides = [("revealjs", "image/png", 10), ("revealjs", "image/svg+xml", 10)]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
@@ -37,8 +37,9 @@ def add_alt_texts(app: Sphinx, docname: str, source: list[str]) -> None:
         return
     page = json.loads(source[0])
     for cell in page["cells"]:
-        saved = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
-        words = [facts["alt"] for facts in saved if "alt" in facts]
+        saved = [output.get("metadata", {}) for output in cell.get("outputs", [])]
+        figures = [facts.get("image/png") or facts.get("image/svg+xml") or {} for facts in saved]
+        words = [facts["alt"] for facts in figures if "alt" in facts]
         if words:
             cell["metadata"]["mystnb"] = {"image": {"alt": " ".join(words)}}
     source[0] = json.dumps(page)

@@ -66,8 +66,8 @@ def test_the_simulation_makes_red_and_green_alike_for_the_colour_blind():
 def test_every_saved_figure_has_alt_text(path):
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                assert output["metadata"]["image/png"]["alt"].strip(), "draw it with plots.show"
+            for kind in {"image/png", "image/svg+xml"} & set(output.get("data", {})):
+                assert output["metadata"][kind]["alt"].strip(), "draw it with plots.show"
 
 
 def test_controls_of_a_widget_are_labelled_and_of_a_kind_that_ties_its_label(monkeypatch):

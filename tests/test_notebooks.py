@@ -81,7 +81,7 @@ def test_the_file_is_small_and_holds_no_widget_state(page):
 def test_every_figure_is_said_in_words_below_it(page):
     for cell in cells(page, "code"):
         for output, below in pairwise([*cell["outputs"], {}]):
-            if "image/png" in output.get("data", {}):
+            if {"image/png", "image/svg+xml"} & set(output.get("data", {})):
                 assert "".join(below.get("text", "")).startswith("In words: "), source(cell)[:80]
 
 

@@ -39,6 +39,14 @@ DRAWINGS = {
         ),
         ["accuracy against score", "probe (0.3, 0.7)", "scratch (0.7, 0.5)"],
     ),
+    "plot_pairs": (
+        lambda axes: plots.plot_pairs(axes[0], {"pixels": RUNS[0], "linear probe": RUNS[0] + 0.5}, ylabel="accuracy"),
+        ["accuracy: pixels 30.0% +/- 10.0%", "linear probe 80.0%"],
+    ),
+    "plot_plane": (
+        lambda axes: plots.plot_plane(axes[0], {"fine-tuned": (RUNS[0], RUNS[1])}, xlabel="new task", ylabel="old"),
+        ["old against new task", "fine-tuned (0.3, 0.7)"],
+    ),
     "plot_embedding": (
         lambda axes: plots.plot_embedding(axes[0], {"source": [[0, 0], [2, 4]]}, title="features"),
         ["features: source around (1.0, 2.0)"],
@@ -70,6 +78,33 @@ def test_a_plot_draws_without_warnings_and_says_its_means(name, axes):
 def test_more_curves_than_colours_still_draw(axes):
     curves = {f"method {i}": RUNS for i in range(9)}
     assert plots.plot_label_curve(axes[0], [1, 10], curves).count("30, 70 %") == 9
+
+
+def test_a_method_looks_the_same_in_every_figure_and_no_two_methods_look_alike():
+    looks = [tuple(plots.look(name, place).values()) for name in plots.METHODS for place in (0, 3)]
+    assert looks[::2] == looks[1::2]
+    assert len(set(looks)) == len(plots.METHODS)
+
+
+def test_names_at_the_lines_never_overlap():
+    ax = Figure(figsize=(5, 4)).subplots()
+    ax.set_ylim(0, 1)
+    plots.name_lines(ax, 1, {f"line {i}": (0.5 + i / 1000, "black") for i in range(5)})
+    FigureCanvasAgg(ax.figure).draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not [1 for i, one in enumerate(boxes) for other in boxes[:i] if one.overlaps(other)]
+
+
+def test_a_stretched_axis_gives_each_halving_of_the_error_the_same_height():
+    ax = Figure().subplots()
+    plots.plot_label_curve(ax, [1, 10], {"probe": [np.array([0.9, 0.92]), np.array([0.95, 0.97])]}, stretched=True)
+    heights = [ax.transData.transform((1, 1 - error))[1] for error in (0.04, 0.02, 0.01)]
+    assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], rel=0.02)
+
+
+def test_unequal_numbers_of_draws_cannot_be_paired():
+    with pytest.raises(ValueError, match=r"'a': 2, 'b': 3.*same draws"):
+        plots.plot_pairs(Figure().subplots(), {"a": [0.1, 0.2], "b": [0.1, 0.2, 0.3]}, ylabel="accuracy")
 
 
 def test_mean_and_standard_error_are_numpys():

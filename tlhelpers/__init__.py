@@ -48,6 +48,7 @@ the course tells it.
         scorebook          which exercises are solved: one small file
         overview           all questions beside the scorebook
         plots              figures that also say themselves in words
+        drawings           networks as rows of boxes
         widgets            menus over plain functions
         prefetch           fill the caches, to work without a network
     experiments/           one script per recorded result and shipped weight

@@ -52,7 +52,7 @@ def slides_of(page: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 elif part.strip():
                     slides.append(new_markdown_cell(_notes(part)))
             continue
-        images = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+        images = [o for o in cell.outputs if {"image/png", "image/svg+xml"} & set(o.get("data", {}))]
         by_hand = "by hand" in heading.lower() and cell.source.count("\n") < SHOWN_LINES
         if not images and not by_hand:
             continue

@@ -1,6 +1,6 @@
 """The course: what a page is made of.  It sets up, states claims, asks questions, and shows figures and menus."""
 
-from tlhelpers.course import overview, plots
+from tlhelpers.course import drawings, overview, plots
 from tlhelpers.course.exercise import Question, choice, near, question
 from tlhelpers.course.page import Machine, claim, claims_table, describe_machine, setup
 from tlhelpers.course.plots import mean_and_error
@@ -14,6 +14,7 @@ __all__ = [
     "claims_table",
     "describe_machine",
     "download_button",
+    "drawings",
     "explore",
     "mean_and_error",
     "near",

@@ -8,8 +8,10 @@ import warnings
 from dataclasses import dataclass
 from importlib import metadata
 
+import matplotlib.pyplot as plt
 import torch
 
+from tlhelpers.course.plots import STYLE
 from tlhelpers.runtime import PROFILES, available_cores, choose_profile, pick_device, seed_everything, shifted
 
 _claims: list[tuple[str, float, str]] = []  # text, value and bound of every claim of this kernel, for `claims_table`
@@ -33,7 +35,7 @@ class Machine:
 
 
 def setup(seed: int = 0) -> Machine:
-    """Prepare a page: seed everything, set the thread count, choose device and profile, and say so.
+    """Prepare a page: seed everything, set thread count and the look of figures, choose device and profile, and say so.
 
     From then on a NameError in a notebook is followed by a word on which cells to run, and after
     every cell the memory that it has freed goes back to the system (Linux).
@@ -49,6 +51,7 @@ def setup(seed: int = 0) -> Machine:
         if _can_trim_memory():
             shell.events.register("post_run_cell", _give_memory_back)  # a second time changes nothing
     seed_everything(seed)
+    plt.style.use(STYLE)
     cores = available_cores()
     if "OMP_NUM_THREADS" not in os.environ:  # whoever set that has already decided
         torch.set_num_threads(cores)

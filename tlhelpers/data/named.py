@@ -41,8 +41,9 @@ def load_dataset(
         name: a key of `DATASETS`.  "mnist-5k" is the target of the quick world: 5,000 handwritten digits of MNIST as
             published, 3,000 / 500 / 1,500.  "glyphs" is its source: printed characters.  "digits" is the
             second handwriting (UCI optdigits, Alpaydin & Kaynak 1998, as shipped with scikit-learn),
-            900 / 300 / 597 images in blocks of writers.  "cifar10", "mnist" (all of it) and "emnist-letters" are read from disk, or downloaded once.  "folder:PATH" are
-            your own images, a folder per class (`folders.read_folder`).  "intents" and "sst2" are texts
+            900 / 300 / 597 images in blocks of writers.  "cifar10", "mnist" (all of it) and
+            "emnist-letters" are read from disk, or downloaded once.  "folder:PATH" are your own images, a
+            folder per class (`folders.read_folder`).  "intents" and "sst2" are texts
             (`tlhelpers/data/messages.py`), as token ids [N, L].
         transform: applied to all images [N, C, H, W] of a part at once.
         image_size, skip_unreadable: of `folders.read_folder`, for "folder:PATH" only.

@@ -41,7 +41,7 @@ TEMPERATURE = 4.0
 LAYERS = ("body.block3", "body.block3")  # of student and teacher: [N, 32, 4, 4] and [N, 64, 4, 4]
 RATES = (3e-3, 1e-2, 3e-2)
 GRIDS = {  # what is chosen on validation; the student without a teacher gets the widest choice
-    "labels": {"lr": RATES, "jitter": tuple(JITTERS)},
+    "labels": {"lr": RATES, "jitter": ("bend", "place")},
     "pseudo-labels": {"lr": RATES, "jitter": ("bend",)},
     "soft targets": {"lr": RATES, "jitter": ("bend",)},
 }
@@ -158,7 +158,7 @@ def tiny_cnn(
 
 def lesson(backbone: Backbone, train: Examples, *, seed: int) -> Lesson:
     """Draw the labels of a seed and fine-tune the teacher, with the settings of the recorded label curve."""
-    setting = read_record(label_curve.RECORD)["tuning"]["fine-tuned"]["chosen"]
+    setting = read_record(label_curve.UCI_RECORD)["tuning"]["fine-tuned"]["chosen"]
     few = few_shot(train, LABELS, seed=seed)
     return Lesson(few, train, fine_tuned(backbone, few, seed=seed, **setting), seed)
 

@@ -14,8 +14,12 @@ from tlhelpers.runtime import seed_everything
 from tlhelpers.training import fit, warmup_cosine
 
 STAGES = ("stem", "block1", "block2", "block3", "block4")  # the parts of GlyphNet that have parameters
-# Augmentations that training from scratch may choose from; the second one also moves the digit about.
-JITTERS = {"bend": TARGET_JITTER, "place": DIGIT_PLACEMENT}
+# Augmentations to choose from: gentle, stronger, and one that also moves the digit about.
+JITTERS = {
+    "bend": TARGET_JITTER,
+    "strong": Jitter(degrees=15, scale=(0.7, 1.2), shear=0.3, bend=0.1),
+    "place": DIGIT_PLACEMENT,
+}
 PRINT_MEAN = 0.1569  # of printed characters' pixels, as measured once
 PRINT_STD = 0.26
 
@@ -77,6 +81,7 @@ def fine_tuned(
     layer_decay: float = 1.0,
     alpha: float = 0.0,
     steps: int = 60,
+    jitter: str = "bend",
 ) -> nn.Sequential:
     """Pretrained body and new random head, trained together; the body at `lr * body_scale`.
 
@@ -84,21 +89,33 @@ def fine_tuned(
         frozen: number of stages, counted from the input, that stay as they were.
         layer_decay: see `models.param_groups`.
         alpha: strength of L2-SP, which takes the place of weight decay; none when 0.
+        jitter: name of an augmentation in `JITTERS`.
     """
     seed_everything(seed)
     model = attach_head(backbone, len(train.classes))
     for name in STAGES[:frozen]:
         freeze(model.body.get_submodule(name))
     groups = param_groups(model.body, model.head, lr=lr, body_scale=body_scale, layer_decay=layer_decay)
-    return train_small(model, train, groups=groups, seed=seed, steps=steps, alpha=alpha)
+    return train_small(model, train, groups=groups, seed=seed, steps=steps, jitter=JITTERS[jitter], alpha=alpha)
 
 
 def probed_then_tuned(
-    backbone: Backbone, train: Examples, *, seed: int, steps: int = 60, lr: float = 1e-3, body_scale: float = 1.0
+    backbone: Backbone,
+    train: Examples,
+    *,
+    seed: int,
+    steps: int = 60,
+    lr: float = 1e-3,
+    body_scale: float = 1.0,
+    jitter: str = "bend",
 ) -> nn.Sequential:
-    """LP-FT: the head starts as the linear probe (Kumar et al. 2022, arXiv:2202.10054)."""
+    """LP-FT: the head starts as the linear probe (Kumar et al. 2022, arXiv:2202.10054).
+
+    Args:
+        jitter: name of an augmentation in `JITTERS`.
+    """
     seed_everything(seed)
     probe = fit_probe(extract_features(backbone, train))
     model = attach_head(backbone, probe.as_layer())
     groups = param_groups(model.body, model.head, lr=lr, body_scale=body_scale)
-    return train_small(model, train, groups=groups, seed=seed, steps=steps)
+    return train_small(model, train, groups=groups, seed=seed, steps=steps, jitter=JITTERS[jitter])
