@@ -5,21 +5,3 @@ from tlhelpers.course.exercise import Question, choice, near, question
 from tlhelpers.course.page import Machine, claim, claims_table, describe_machine, setup
 from tlhelpers.course.plots import mean_and_error
 from tlhelpers.course.widgets import download_button, explore
-
-__all__ = [
-    "Machine",
-    "Question",
-    "choice",
-    "claim",
-    "claims_table",
-    "describe_machine",
-    "download_button",
-    "drawings",
-    "explore",
-    "mean_and_error",
-    "near",
-    "overview",
-    "plots",
-    "question",
-    "setup",
-]

@@ -22,30 +22,3 @@ from tlhelpers.objectives.distillation import (
 )
 from tlhelpers.objectives.multitask import gradient_cosine, multitask, project_conflicting, uncertainty_weighted
 from tlhelpers.objectives.supervised import Batch, Objective, classification, l2_sp
-
-__all__ = [
-    "Batch",
-    "FrozenTeacher",
-    "Objective",
-    "adabn",
-    "attention_map",
-    "attention_transfer",
-    "check_domains",
-    "classification",
-    "coral",
-    "coral_distance",
-    "coral_transform",
-    "dann",
-    "dann_lambda",
-    "distillation",
-    "distillation_loss",
-    "feature_match",
-    "gradient_cosine",
-    "l2_sp",
-    "mmd",
-    "multitask",
-    "project_conflicting",
-    "reverse_gradient",
-    "squared_mmd",
-    "uncertainty_weighted",
-]

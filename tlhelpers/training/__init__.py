@@ -4,17 +4,3 @@ from tlhelpers.training.device import autocast, batch_size, mixed_precision, to_
 from tlhelpers.training.distributed import Team
 from tlhelpers.training.loop import accuracy, evaluate, fit, train_one_epoch
 from tlhelpers.training.schedules import Rates, warmup_cosine
-
-__all__ = [
-    "Rates",
-    "Team",
-    "accuracy",
-    "autocast",
-    "batch_size",
-    "evaluate",
-    "fit",
-    "mixed_precision",
-    "to_device",
-    "train_one_epoch",
-    "warmup_cosine",
-]
