@@ -3,6 +3,7 @@
 import json
 from functools import cache, reduce
 from operator import getitem
+from statistics import mean
 
 import pytest
 import torch
@@ -207,3 +208,24 @@ def test_a_recorded_file_says_how_it_was_made(tmp_path):
     path = tmp_path / "recorded" / "something.json"
     write_record(path, {"what": "nothing"} | facts)
     assert read_record(path) == json.loads(path.read_text("utf-8")) == {"what": "nothing"} | facts
+
+
+def test_the_label_curve_holds_every_method_label_and_seed_and_choices_that_its_own_tables_make():
+    record = read_record(label_curve.RECORD)
+    recipes = label_curve.methods()
+    assert set(record["runs"]) == set(record["other_writers"]) == {"pixels", *recipes}
+    for runs in (record["runs"], record["other_writers"]):
+        for by_labels in runs.values():
+            assert {int(n): len(values) for n, values in by_labels.items()} == label_curve.SEEDS
+    for tuning in (record["tuning"], record["tuning_many"]):
+        for name, choice in tuning.items():
+            for table in (choice["table"], choice.get("steps", [])):
+                best = max(table, key=lambda row: row["validation_accuracy"], default={"setting": {}})
+                assert best["setting"].items() <= choice["chosen"].items(), name
+
+
+def test_writers_never_seen_confirm_the_label_curve():
+    record = read_record(label_curve.RECORD)
+    for name, by_labels in record["runs"].items():
+        for n, values in by_labels.items():
+            assert mean(record["other_writers"][name][n]) == pytest.approx(mean(values), abs=0.03), (name, n)

@@ -8,7 +8,7 @@ the course tells it.
         loaders            batches from memory, for one task or several
         named              data sets by name
         glyphs             printed characters, drawn from fonts
-        handwriting        the UCI digits on a canvas
+        handwriting        MNIST and the UCI digits
         photos             CIFAR-10, MNIST, EMNIST
         folders            a folder of pictures per class
         messages           labelled texts
