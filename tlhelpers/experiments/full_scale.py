@@ -17,6 +17,7 @@ from tlhelpers.data import (
     Examples,
     Splits,
     TensorLoader,
+    as_float,
     few_shot,
     load_dataset,
     load_messages,
