@@ -69,6 +69,21 @@ def test_every_other_photograph_is_mirrored_by_the_generator_alone():
     assert not torch.equal(out, random_flip(images, generator(2)))
 
 
+def test_a_bend_is_measured_in_halves_of_the_canvas():
+    size = 61
+    x = torch.linspace(-1, 1, size + 1)[:-1] + 1 / size  # where the pixels lie, the middle of the canvas being 0
+    ramps = torch.stack([x.expand(size, size), x.expand(size, size).T]).expand(300, 2, size, size)
+    moved = Jitter(size=size, bend=0.1)(ramps / 2 + 0.5, generator())
+    at_grid_points = ((moved - 0.5) * 2 - ramps)[:, :, [20, 20, 40, 40], [20, 40, 20, 40]]  # a third and two thirds
+    assert float(at_grid_points.std()) == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int32, torch.int64])
+def test_images_of_another_type_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"{dtype}.* give uint8 or float"):
+        Jitter()(torch.ones(2, 1, 4, 4, dtype=dtype), generator())
+
+
 @pytest.mark.parametrize("augmentation", [Jitter(), random_flip])
 def test_images_of_another_shape_are_refused(augmentation):
     with pytest.raises(ValueError, match=r"\[3, 16, 16\].*\[N, C, H, W\]"):

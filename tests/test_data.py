@@ -195,6 +195,21 @@ def test_the_usual_disasters_are_named(capsys):
     assert "! " in capsys.readouterr().out
 
 
+def test_parts_of_unlike_shape_are_compared_where_they_can_share_an_input():
+    def part(x):
+        return Examples("toy/part", torch.tensor(x), torch.arange(3), tuple("abc"), torch.arange(3))
+
+    train = part([[5, 6, 0], [7, 8, 9], [4, 0, 0]])  # ids of texts, padded at the end
+    longer, shorter = part([[5, 6, 0, 0], [7, 8, 9, 1], [2, 0, 0, 0]]), part([[5, 6], [7, 8], [4, 0]])
+    wide = part([[0.5] * 4, [1.0] * 4, [0.0] * 4])
+    assert check_dataset(Splits(train, longer, wide)) == [
+        "1 inputs of validation are in train too: the score will flatter"
+    ]
+    assert check_dataset(Splits(train, shorter, wide)) == [
+        "2 inputs of validation are in train too: the score will flatter"
+    ]
+
+
 def test_overlap_finds_exactly_the_rows_that_were_put_in():
     x = torch.rand(20, 1, 8, 8)
     test = torch.cat([torch.rand(3, 1, 8, 8), x[5:7], torch.rand(1, 1, 8, 8), x[:1]])

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from toys import differing, toy_examples, toy_model, weights_of
 
 from tlhelpers.analysis import diagnose
-from tlhelpers.models import freeze
+from tlhelpers.models import Normalize, freeze
 from tlhelpers.objectives import classification
 
 
@@ -113,6 +113,17 @@ def test_buffers_count_and_the_snapshot_is_a_copy():
     model(batch_of()[0])
     moved = diagnose.changed_tensors(before, model)
     assert moved == [f"body.norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
+
+
+def test_buffers_that_no_state_dict_has_count_and_nan_equals_itself():
+    model = nn.Sequential(Normalize(0.5, 2.0), nn.Linear(4, 2), nn.Linear(4, 2))
+    nn.init.constant_(model[1].weight, math.nan)
+    model[2].weight = model[1].weight  # one tensor under two names
+    before = diagnose.snapshot(model)
+    assert diagnose.changed_tensors(before, model) == []
+    model[0].mean += 0.1
+    nn.init.zeros_(model[1].weight)
+    assert diagnose.changed_tensors(before, model) == ["1.weight", "2.weight", "0.mean"]
 
 
 def test_another_architecture_is_not_compared():

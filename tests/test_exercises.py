@@ -1,8 +1,12 @@
 """Every question of every page: its solution passes, its wrong answers are answered, its stub is not judged."""
 
+import ast
+import builtins
 import importlib
+import inspect
 import json
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +18,7 @@ import torch
 from tlhelpers.course import exercises
 from tlhelpers.course.exercise import Question
 
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 PAGES = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__) if module.name.startswith("page_"))
 
 
@@ -53,6 +58,42 @@ def test_the_solution_is_right(q):
     assert q.verdict(answer_in(q.solution_text)) == "\N{CHECK MARK} Right."
 
 
+def code_in_comments(q: Question) -> str:
+    """What the solution shows but does not run, because it needs what the page has made."""
+    return "\n".join(line[2:] for line in q.solution_text.splitlines() if line.startswith("# "))
+
+
+def functions_of_page(number: str) -> dict[str, Callable]:
+    """What a page imports, and of what it defines itself the signatures without their defaults and bodies."""
+    (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    statements = [s for cell in cells for s in ast.walk(ast.parse("".join(cell["source"])))]
+    names: dict[str, Any] = {}
+    for statement in statements:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(statement), names)
+    for statement in statements:
+        if isinstance(statement, ast.FunctionDef):
+            for argument in ast.walk(statement.args):
+                vars(argument).pop("annotation", None)
+            statement.args.defaults = [ast.Constant(None) for _ in statement.args.defaults]
+            statement.args.kw_defaults = [d and ast.Constant(None) for d in statement.args.kw_defaults]
+            exec(f"def {statement.name}({ast.unparse(statement.args)}): ...", names)
+    return names
+
+
+@pytest.mark.parametrize("q", [pytest.param(q, id=q.name) for q in QUESTIONS if code_in_comments(q)])
+def test_code_that_a_solution_only_shows_calls_functions_as_they_are(q):
+    names = functions_of_page(q.name[:2])
+    nodes = list(ast.walk(ast.parse(code_in_comments(q))))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    calls = [call for call in calls if call.func.id not in own and not hasattr(builtins, call.func.id)]
+    assert calls
+    for call in calls:
+        inspect.signature(names[call.func.id]).bind(*call.args, **{word.arg: word.value for word in call.keywords})
+
+
 @pytest.mark.parametrize(
     ("q", "text", "words"),
     [pytest.param(q, *wrong, id=f"{q.name}-{i}") for q in QUESTIONS for i, wrong in enumerate(q.wrong)],
@@ -84,7 +125,7 @@ def test_hints_are_sentences_and_none_is_the_solution(q):
 
 
 def test_the_bug_hunt_shows_the_programs_that_its_checks_were_made_for():
-    page = json.loads((Path(__file__).parent.parent / "notebooks" / "14_bug_clinic.ipynb").read_text("utf-8"))
+    page = json.loads((NOTEBOOKS / "14_bug_clinic.ipynb").read_text("utf-8"))
     shown = "\n".join("".join(cell["source"]) for cell in page["cells"] if cell["cell_type"] == "code")
     hunt = vars(importlib.import_module("tlhelpers.course.exercises.page_14"))
     broken = {name: text.strip() for name, text in hunt.items() if name.startswith("BROKEN_")}

@@ -1,6 +1,7 @@
 """Records, the ways to use a body, and the scripts of pages 00 and 03 and of the shipped weights."""
 
 import json
+from dataclasses import replace
 from functools import cache, reduce
 from operator import getitem
 from statistics import mean
@@ -13,7 +14,7 @@ from torch import nn
 from toys import CPU, differing, weights_of
 
 from tlhelpers.analysis import extract_features, fit_probe, pixel_baseline
-from tlhelpers.data import Splits, few_shot, load_dataset
+from tlhelpers.data import Splits, as_float, few_shot, load_dataset
 from tlhelpers.experiments import fine_tuning, label_curve, pretraining
 from tlhelpers.experiments.records import choose, provenance, read_record, write_record
 from tlhelpers.experiments.strategies import (
@@ -112,6 +113,9 @@ def test_the_pixel_baseline_is_the_grid_search_of_scikit_learn(digits):
     expected = SVC(**best).fit(x[:100], y[:100]).score(digits.test.x.flatten(1).numpy(), digits.test.y)
     assert pixel_baseline(digits.train, digits.validation, digits.test, crop=False) == pytest.approx(expected)
     assert pixel_baseline(digits.train, digits.validation, digits.test, crop=True) > 0.1
+    in_bytes = [replace(part, x=(255 * part.x).byte()) for part in (digits.train, digits.validation, digits.test)]
+    in_fractions = [part.mapped(as_float) for part in in_bytes]
+    assert pixel_baseline(*in_bytes) == pixel_baseline(*in_fractions)
 
 
 class Constant(nn.Module):

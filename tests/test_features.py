@@ -1,15 +1,20 @@
 """Features of a body, in memory and in the cache."""
 
 import contextlib
+import os
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from subprocess import run
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from toys import CPU, differing, toy_backbone, toy_images, weights_of
 
-from tlhelpers.analysis import cached_features, extract_features
+from tlhelpers.analysis import cached_features, extract_features, features
 from tlhelpers.analysis.features import feature_key, read_tensor, write_tensor
 from tlhelpers.models import Normalize
 from tlhelpers.training import device as devices
@@ -139,42 +144,71 @@ def test_a_file_of_other_length_or_with_other_numbers_is_made_anew_with_a_warnin
         assert torch.equal(read_tensor(file, rows=10), right)
 
 
-def change_a_weight(backbone, examples):
+def change_a_weight(backbone):
     with torch.no_grad():
         backbone.module.conv.bias[0] += 1e-6
-    return backbone, examples, None
 
 
-def change_a_buffer(backbone, examples):
+def change_a_buffer(backbone):
     backbone.module.norm.running_var[2] *= 1.001
-    return backbone, examples, None
 
 
-def change_the_activation(backbone, examples):
-    backbone.module.relu = nn.Tanh()
-    return backbone, examples, None
-
-
-def change_the_normalisation(backbone, examples):
-    backbone.module.normalize = Normalize(0.25, 2.0)
-    return backbone, examples, None
-
-
-def change_the_normalisation_a_little(backbone, examples):
+def change_the_normalisation_a_little(backbone):
     before = repr(backbone.module)
     backbone.module.normalize = Normalize(0.5, 2.0000002)
     assert repr(backbone.module) == before
-    return backbone, examples, None
+
+
+def with_attribute(value, name="act"):
+    return lambda backbone: setattr(backbone.module, name, value)
+
+
+def adding(n):
+    return lambda x: x + n
+
+
+def own_class(text):
+    """A body whose last part is of a class of that text, as a learner writes it again in a later cell."""
+    names = {}
+    exec(f"import torch\nclass Own(torch.nn.Module):\n    {text}", names)
+    return lambda backbone: backbone.module.append(names["Own"]())
+
+
+OF_BODY = {  # what is done to one body, and to another; neither may read the features of the other, nor of the first
+    "weights": (change_a_weight,),
+    "batchnorm": (change_a_buffer,),
+    "activation": (lambda backbone: setattr(backbone.module, "relu", nn.Tanh()),),
+    "normalisation": (lambda backbone: setattr(backbone.module, "normalize", Normalize(0.25, 2.0)),),
+    "digits of the normalisation that its text does not show": (change_the_normalisation_a_little,),
+    "a function among the attributes": (with_attribute(torch.relu), with_attribute(torch.tanh)),
+    "a function without a name": (with_attribute(lambda x: x + 1), with_attribute(lambda x: x + 2)),
+    "what a function closes over": [with_attribute(adding(n)) for n in (1, 2)],
+    "what a function is given": [with_attribute(partial(F.leaky_relu, negative_slope=n)) for n in (0.1, 0.2)],
+    "a private attribute": (with_attribute(1.0, "_factor"), with_attribute(2.0, "_factor")),
+    "an attribute within a table": (with_attribute({"by": [1.0]}), with_attribute({"by": [2.0]})),
+    "a tensor that is no buffer": (with_attribute((torch.ones(1),)), with_attribute((torch.zeros(1),))),
+    "another forward of the same class": [own_class(f"def forward(self, x): return {n} * x") for n in (1, 2)],
+    "another method": [own_class(f"forward = lambda self, x: self.f(x)\n    def f(self, x): x + {n}") for n in (1, 2)],
+    "an attribute of the class": (own_class("factor = 1"), own_class("factor = 2")),
+    "a set within a method": [own_class(f"def forward(self, x): return 1 in {{0, {n}}}") for n in (1, 2)],
+}
+
+
+@pytest.mark.parametrize("changes", OF_BODY.values(), ids=OF_BODY)
+def test_whatever_changes_in_the_body_the_key_changes(changes):
+    keys = [feature_key(toy_key_backbone(), toy_images(), None)]
+    for change in changes:
+        for _ in range(2):
+            backbone = toy_key_backbone()
+            change(backbone)
+            keys.append(feature_key(backbone, toy_images(), None))
+    assert keys[1::2] == keys[2::2]
+    assert len(set(keys)) == 1 + len(changes)
 
 
 CHANGES = {
-    "weights": change_a_weight,
-    "batchnorm": change_a_buffer,
-    "activation": change_the_activation,
     "body": lambda backbone, examples: (replace(backbone, name="other"), examples, None),
     "layer": lambda backbone, examples: (backbone, examples, "conv"),
-    "normalisation": change_the_normalisation,
-    "digits of the normalisation that its text does not show": change_the_normalisation_a_little,
     "rows": lambda backbone, examples: (backbone, examples.take(torch.arange(9)), None),
     "order": lambda backbone, examples: (backbone, examples.take(torch.arange(10).flip(0)), None),
     "indices": lambda backbone, examples: (backbone, replace(examples, indices=examples.indices + 1), None),
@@ -186,9 +220,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_changes_the_key_changes(change):
+def test_whatever_changes_in_the_examples_or_the_request_the_key_changes(change):
     before = feature_key(toy_key_backbone(), toy_images(), None)
-    assert feature_key(toy_key_backbone(), toy_images(), None) == before
     assert feature_key(*change(toy_key_backbone(), toy_images())) != before
 
 
@@ -197,24 +230,31 @@ def toy_key_backbone():
     return toy_backbone()
 
 
-class Scaled(nn.Module):
-    """A normalisation of one's own, whose text does not show its number."""
-
-    def __init__(self, factor):
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, images):
-        return self.factor * images
+def test_pixels_count_also_in_a_body_with_a_parameter_called_x():
+    backbone = toy_key_backbone()
+    backbone.module.x = nn.Parameter(torch.zeros(1))
+    images = toy_images()
+    flipped = replace(images, x=images.x.flip(3))
+    assert feature_key(backbone, images, None) != feature_key(backbone, flipped, None)
 
 
-def test_two_normalisations_that_look_alike_do_not_share_a_file():
+def test_the_key_is_the_same_in_every_process():
+    program = "from test_features import *; print(feature_key(toy_key_backbone(), toy_images(), None))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    seeds = [{"PYTHONHASHSEED": seed} for seed in ("1", "2")]
+    calls = [run([sys.executable, "-c", program], env=environment | s, capture_output=True, text=True) for s in seeds]
+    assert {call.stdout.strip() for call in calls} == {feature_key(toy_key_backbone(), toy_images(), None)}
+
+
+def test_features_in_reduced_precision_are_not_read_for_those_in_float32(monkeypatch):
     backbone = toy_backbone()
-    features = []
-    for factor in (1.0, 2.0):
-        backbone.module.normalize = Scaled(factor)
-        features.append(cached_features(backbone, toy_images()).x)
-    assert not torch.equal(features[0], features[1])
+    with torch.autocast(CPU.type, torch.bfloat16):
+        around = cached_features(backbone, toy_images()).x
+    exact = cached_features(backbone, toy_images()).x
+    monkeypatch.setattr(devices, "mixed_precision", lambda _device: torch.float16)
+    monkeypatch.setattr(features, "mixed_precision", lambda _device: torch.float16)
+    of_device = cached_features(backbone, toy_images()).x
+    assert len({feature.sum().item() for feature in (around, exact, of_device)}) == 3
 
 
 def test_the_key_does_not_depend_on_the_mode_of_the_body_or_on_what_it_learns():

@@ -34,6 +34,21 @@ def test_emnist_stands_upright_and_its_labels_start_at_zero(tmp_path, monkeypatc
     assert [len(p) for p in (splits.train, splits.validation, splits.test)] == [494, 26, 26]
 
 
+def test_cifar10_in_the_layout_of_torchvision_is_read_also_from_a_cache_called_images(tmp_path, monkeypatch):
+    class Published:  # in place of the class of torchvision, whose files are 170 MB
+        base_folder, train_list, test_list, classes = "batches", [], [], ["cat", "dog"]
+
+        def __init__(self, root, train):
+            assert root == tmp_path / "images" / "torchvision"
+            self.data = np.arange(2 if train else 1)[:, None, None, None] * np.ones((1, 4, 5, 3), np.uint8)
+            self.data, self.targets = np.repeat(self.data, 3, 0), [0, 1, 0] * len(self.data)
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Published)
+    monkeypatch.setenv("TLHELPERS_CACHE", str(tmp_path / "images"))
+    (tmp_path / "images" / "torchvision" / "batches").mkdir(parents=True)
+    assert list(load_dataset("cifar10").test.x.shape) == [3, 3, 4, 5]
+
+
 @needs_cache
 def test_the_real_mnist_is_read_from_the_layout_of_torchvision(monkeypatch):
     monkeypatch.setenv("TLHELPERS_CACHE", str(SHARED))

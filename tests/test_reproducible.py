@@ -1,11 +1,15 @@
 """The same seed, the same numbers to the last bit: twice in one kernel, in two, with 0, 1 or 2 workers."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 import pytest
 import torch
 from fault_children import numbers
 from test_faults import child, counts
 from toys import CPU, toy_examples
 
+from tlhelpers import experiments
 from tlhelpers.course import setup
 from tlhelpers.data import TensorLoader, few_shot, load_dataset, load_messages, split_messages
 from tlhelpers.runtime import seed_everything, shifted
@@ -39,13 +43,19 @@ def test_the_variable_moves_every_draw_and_no_data(monkeypatch, capsys):
     assert not any(torch.equal(a, b) for a, b in zip(before, draws(), strict=True))
     assert torch.equal(load_dataset("digits").train.x, digits)
     setup()
-    assert "TLHELPERS_SEED shifts every seed by 1000" in capsys.readouterr().out
+    assert "TLHELPERS_SEED shifts every seed by 100000" in capsys.readouterr().out
 
 
-def test_shifted_seeds_meet_none_of_the_first_thousand(monkeypatch):
-    assert [shifted(seed) for seed in range(3)] == [0, 1, 2]
-    monkeypatch.setenv("TLHELPERS_SEED", "2")
-    assert shifted(7) == 2007
+def test_no_shift_meets_the_seeds_of_another_shift_or_of_tuning(monkeypatch):
+    modules = [import_module(module.name) for module in iter_modules(experiments.__path__, "tlhelpers.experiments.")]
+    tuning = {seed for module in modules for seed in getattr(module, "TUNING_SEEDS", ())}
+    assert tuning >= {1000, 1001}
+    met = []
+    for unit in range(10):
+        monkeypatch.setenv("TLHELPERS_SEED", str(unit))
+        met += [shifted(seed) for seed in (*range(200), *tuning)]
+    assert met[:200] == list(range(200))
+    assert len(set(met)) == len(met)
 
 
 def test_a_seed_that_is_no_number_is_named(monkeypatch):

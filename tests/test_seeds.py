@@ -8,7 +8,7 @@ from tools import seeds
 SOURCE = """
 from tlhelpers.course import claim
 from tlhelpers.runtime import shifted
-claim("a moving number: with colons", 2 + shifted(0) / 1000, at_least=1, at_most=10)
+claim("a moving number: with colons", 2 + shifted(0) / 100_000, at_least=1, at_most=10)
 claim("a number that stays", 5, at_least=1)
 claim("true of seed 0 alone", shifted(0), at_most=0)
 """

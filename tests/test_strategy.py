@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from tlhelpers.analysis.strategy import FEW_STEPS, MANY, SCRATCH_STEPS, STRATEGIES, recommend
+from tlhelpers.analysis.strategy import FEW_STEPS, MANY, MARGIN, SCRATCH_STEPS, STRATEGIES, recommend
 
 
 def strategy(labels, **facts):
@@ -24,7 +24,10 @@ def test_every_answer_is_a_known_strategy_with_reasons():
         if steps < SCRATCH_STEPS:
             assert advice.strategy != "scratch"
         if advice.strategy in ("probe", "LP-FT", "fine-tune", "fine-tune top"):
-            assert probe is not None
+            assert probe is not None and not shrink  # these end with the body
+        if advice.strategy == "distil":
+            assert shrink and probe is not None and probe >= pixels - MARGIN
+        assert (advice.frozen is not None) == (advice.strategy in ("LP-FT", "fine-tune", "fine-tune top"))
 
 
 def test_without_training_the_better_of_probe_and_pixels_wins():
@@ -52,6 +55,9 @@ def test_what_is_at_hand_decides_when_there_is_no_body_or_no_room_for_it():
     assert strategy(50, probe=None, pixels=0.9) == "scratch"
     assert strategy(2, probe=None, pixels=0.5) == "pixels"
     assert strategy(5, probe=0.9, pixels=0.5, must_shrink=True) == "distil"
+    assert strategy(5, probe=0.9, pixels=0.5, must_shrink=True, steps=0) == "pixels"
+    assert strategy(5, probe=0.1, pixels=0.9, must_shrink=True) == "pixels"
+    assert strategy(MANY, probe=0.1, pixels=0.9, must_shrink=True) == "scratch"
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,8 @@ def test_random_weights_follow_the_seed_and_are_not_the_pretrained_ones(minilm):
 def test_columns_of_padding_are_cut_and_texts_are_ordered_by_their_length(minilm):
     ids = minilm.tokens([SHORT, LONG])
     assert torch.equal(trimmed(ids[:1]), minilm.tokens([SHORT]))
+    padded_in_front = ids[:1].flip(1)
+    assert torch.equal(trimmed(padded_in_front), padded_in_front)
     hidden = torch.ones(2, 5, 3)
     hidden[:, 3:] = 0
     assert trimmed(hidden).shape == (2, 3, 3)

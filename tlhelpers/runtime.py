@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 PROFILES = ("quick", "full")
+SHIFT = 100_000  # per unit of TLHELPERS_SEED: far wider than the seeds of pages (from 0) and of tuning (from 1000)
 
 
 def choose_profile(device: torch.device) -> tuple[str, str]:
@@ -56,7 +57,7 @@ def available_cores() -> int:
 
 
 def shifted(seed: int) -> int:
-    """`seed`, plus 1000 for every unit of `TLHELPERS_SEED`: a page that counts seeds from 0 then meets none of them.
+    """`seed`, plus `SHIFT` for every unit of `TLHELPERS_SEED`, so that no draw of one unit is met in another.
 
     Whatever draws at random (batches, few-shot subsets, splits of messages, `seed_everything`) asks here; what a
     data set *is* (its drawings, the placement of its digits) does not, so that data stay the same.
@@ -66,7 +67,7 @@ def shifted(seed: int) -> int:
     """
     shift = os.environ.get("TLHELPERS_SEED") or "0"
     try:
-        return seed + 1000 * int(shift)
+        return seed + SHIFT * int(shift)
     except ValueError:
         raise ValueError(f"TLHELPERS_SEED is {shift!r}; set it to a whole number, or unset it") from None
 

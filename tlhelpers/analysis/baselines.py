@@ -7,7 +7,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.svm import SVC
 from threadpoolctl import threadpool_limits
 
-from tlhelpers.data.examples import Examples
+from tlhelpers.data.examples import Examples, as_float
 from tlhelpers.data.handwriting import crop_to_ink
 
 COSTS = (1.0, 10.0)  # C of the SVM, to choose from on validation
@@ -27,15 +27,14 @@ def pixel_baseline(train: Examples, validation: Examples, test: Examples, *, cro
 
 
 def pixel_scores(train: Examples, validation: Examples, test: Examples, *, crop: bool) -> tuple[float, float]:
-    """Validation and test accuracy of an SVM on raw pixels; C and gamma by the former.
+    """Validation and test accuracy of an SVM on raw pixels; C and gamma are chosen by the former.
 
     Args:
-        train, validation, test: images [N, 1, H, W] in [0, 1].
+        train, validation, test: images [N, C, H, W], float in [0, 1] or uint8; to be cropped, [N, 1, H, W].
         crop: cut every image to the bounding box of its ink first, which undoes place and size.
     """
-    pixels = [
-        (crop_to_ink(examples.x) if crop else examples.x).flatten(1).numpy() for examples in (train, validation, test)
-    ]
+    images = [as_float(examples.x) for examples in (train, validation, test)]
+    pixels = [(crop_to_ink(x) if crop else x).flatten(1).numpy() for x in images]
     with threadpool_limits(1):
         # All settings share the squared distances of the kernel; SVC would compute them anew for each.
         among_train, to_validation, to_test = (

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,14 @@ def batch_dependence(model: nn.Module, x: Tensor, *, parts: int = 2) -> float:
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all parameters and buffers on the CPU; `state_dict()` itself changes along with the model."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    """A copy of all parameters and buffers on the CPU, also of the buffers that no state dict has."""
+    every_name = {"remove_duplicate": False}
+    named = chain(model.named_parameters(**every_name), model.named_buffers(**every_name))
+    return {name: tensor.detach().cpu().clone() for name, tensor in named}
 
 
 def changed_tensors(before: dict[str, Tensor], model: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that are not bit-equal to a snapshot.
+    """Names of the parameters and buffers that are not bit-equal to a snapshot (so NaN equals itself).
 
     Raises:
         ValueError: the model has other tensors, or other shapes, than the snapshot.
@@ -72,7 +75,11 @@ def changed_tensors(before: dict[str, Tensor], model: nn.Module) -> list[str]:
     different = sorted(set(before) ^ set(after)) or [n for n in after if after[n].shape != before[n].shape]
     if different:
         raise ValueError(f"snapshot and model differ in {different[:3]}; compare a model with itself")
-    return [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
+    return [name for name, tensor in after.items() if not torch.equal(_bits(tensor), _bits(before[name]))]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.flatten().view(torch.uint8)
 
 
 def not_in_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -5,7 +5,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from tlhelpers.data.examples import Examples, as_float
 from tlhelpers.files import atomic
 from tlhelpers.models.backbones import Backbone
 from tlhelpers.runtime import cache_dir, pick_device
-from tlhelpers.training.device import autocast
+from tlhelpers.training.device import autocast, mixed_precision
 
 Body = Backbone | nn.Module
 
@@ -127,8 +130,11 @@ def cached_features(
 ) -> Features:
     """`extract_features`, kept on disk.  A file that is damaged is made anew, with a warning.
 
-    The key covers the examples (name, indices, the inputs themselves, what was done to them) and the
-    body (layers, weights, normalisation): whatever changes, a stale file is never read.
+    A file is read again only for the same examples (name, indices, the inputs themselves, what was done to
+    them), the same precision, and the same body: its parameters and buffers, and of every module in it the
+    class with its methods, and the attributes (numbers, words, tensors, functions, lists and tables of such).
+    Not looked at are forward hooks, other objects among the attributes, and what a method reads from outside
+    its module, such as a global variable: after changing one of those, give another `folder`.
 
     Args:
         folder: where to keep the files; `runtime.cache_dir() / "features"` when None.
@@ -156,30 +162,76 @@ def cached_features(
 
 
 def feature_key(body: Body, examples: Examples, layer: str | None) -> str:
-    """sha256 (hex) over everything that the features depend on."""
+    """sha256 (hex) over what the features depend on, as far as `cached_features` promises."""
     digest = hashlib.sha256()
     module = _module(body)
     name = body.name if isinstance(body, Backbone) else ""
-    # The text of a module shows what its weights do not, such as which activation; a module of one's own may
-    # hold a number that its text does not show.
-    texts = (examples.name, examples.history, name, str(module), str(layer), str(_settings(module)))
+    texts = (examples.name, examples.history, name, str(layer), str(_precision(pick_device())), *_settings(module))
     digest.update("\0".join(texts).encode())
-    buffers = dict(module.named_buffers())  # those that no state dict has, too
-    tensors = {"rows": examples.indices, "x": examples.x, **module.state_dict(), **buffers}
-    for key, tensor in tensors.items():
-        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    buffers = module.named_buffers(remove_duplicate=False)  # those that no state dict has, too
+    of_body = [*module.named_parameters(remove_duplicate=False), *buffers]
+    for key, tensor in [("rows", examples.indices), ("x", examples.x), *of_body]:
+        digest.update(f"{key} {_described(tensor)}".encode())
     return digest.hexdigest()
 
 
-def _settings(module: nn.Module) -> list[tuple[str, str, object]]:
-    """Numbers and words in a module and its parts, except in which mode they are: (part, name, value)."""
-    return [
-        (part_name, key, value)
-        for part_name, part in module.named_modules()
-        for key, value in sorted(vars(part).items())
-        if not key.startswith("_") and key != "training" and isinstance(value, int | float | str | tuple | list)
-    ]
+def _precision(device: torch.device) -> torch.dtype | None:
+    """The reduced type in which a body runs here: by `mixed_precision`, or by an autocast around the call."""
+    if torch.is_autocast_enabled(device.type):
+        return mixed_precision(device) or torch.get_autocast_dtype(device.type)
+    return mixed_precision(device)
+
+
+def _settings(module: nn.Module) -> Iterator[str]:
+    """What decides over the output beside the tensors: the attributes of every part, and those of its classes."""
+    of_every_module = vars(nn.Module())  # among them in which mode it is
+    kinds = set()
+    for name, part in module.named_modules():
+        own = {key: value for key, value in sorted(vars(part).items()) if key not in of_every_module}
+        yield f"{name}: {_described(type(part))} {_described(own)}"
+        kinds |= {kind for kind in type(part).__mro__ if kind not in nn.Module.__mro__}
+    for kind in sorted(kinds, key=_described):
+        own = {key: value for key, value in sorted(vars(kind).items()) if not key.startswith("__")}
+        yield f"{_described(kind)} {_described(own)}"
+
+
+def _described(value: object, within: tuple = ()) -> str:
+    """A setting in words that are the same in every process: a function by what it does, other objects by their type.
+
+    Args:
+        within: the values that this one is part of, for those that hold themselves.
+    """
+    parts: Iterable = ()
+    if isinstance(value, str | bytes | int | float | complex | torch.dtype | torch.device | None):
+        return repr(value)
+    if any(value is outer for outer in within):
+        return "itself"
+    if isinstance(value, tuple | list):
+        parts = value
+    elif isinstance(value, set | frozenset):
+        parts = sorted(value, key=_described)
+    elif isinstance(value, dict):
+        parts = chain.from_iterable(value.items())
+    elif isinstance(value, Tensor):
+        parts = (value.dtype, list(value.shape), _digest(value))
+    elif isinstance(value, partial):
+        parts = (value.func, value.args, value.keywords)
+    elif isinstance(value, CodeType):
+        parts = (value.co_code, value.co_names, value.co_consts)
+    elif isinstance(value, FunctionType):
+        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, _closure(value))
+    elif isinstance(value, MethodType | staticmethod | classmethod):
+        parts = (value.__func__,)
+    elif isinstance(value, property):
+        parts = (value.fget,)
+    kind = value if callable(value) and hasattr(value, "__qualname__") else type(value)
+    inside = ", ".join(_described(part, (*within, value)) for part in parts)
+    return f"{kind.__module__}.{kind.__qualname__}({inside})"
+
+
+def _closure(function: FunctionType) -> list:
+    """The values of the outer variables that a function uses."""
+    return [cell.cell_contents for cell in function.__closure__ or ()]
 
 
 def write_tensor(path: Path, x: Tensor) -> None:
@@ -208,7 +260,7 @@ def read_tensor(path: Path, *, rows: int) -> Tensor:
 
 
 def _digest(x: Tensor) -> str:
-    return hashlib.sha256(x.contiguous().numpy().data).hexdigest()
+    return hashlib.sha256(x.detach().cpu().flatten().view(torch.uint8).numpy()).hexdigest()  # NumPy has no bfloat16
 
 
 def stream_features(

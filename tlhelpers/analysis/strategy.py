@@ -19,7 +19,8 @@ class Recommendation:
 
     Attributes:
         strategy: one of `STRATEGIES`.
-        frozen: stages of the body, counted from the input, that stay as they are; None if no body is trained.
+        frozen: stages of the body, counted from the input, that stay as they are in fine-tuning; None for every
+            strategy that is not to fine-tune (for "distil" too: how its teacher is tuned is another question).
         reasons: one sentence per rule that was used, in order.
     """
 
@@ -54,14 +55,14 @@ def recommend(
     best = max(pixels, probe or 0.0)
     body = "none" if probe is None else f"{probe:.2f}"
     start = f"{labels_per_class} label(s) per class; probe {body}, pixels {pixels:.2f}, {steps} steps"
-    if must_shrink and probe is not None and steps > 0:
-        return Recommendation("distil", None, (start, "the body is too large: tune it, then let a small one copy it"))
+    if steps == 0 and must_shrink and probe is not None:
+        return Recommendation("pixels", None, (start, "the body is too large, and no steps to copy it"))
     if steps == 0:
         winner = "probe" if probe is not None and probe >= pixels else "pixels"
         return Recommendation(winner, None, (start, f"no training: take the better of the two, {best:.2f}"))
     if probe is None:
         return _without_body(start, labels_per_class, steps, source_images=source_images)
-    return _with_body(start, labels_per_class, probe, pixels, steps)
+    return _with_body(start, labels_per_class, probe, pixels, steps, must_shrink=must_shrink)
 
 
 def _without_body(start: str, labels: int, steps: int, *, source_images: bool) -> Recommendation:
@@ -72,11 +73,15 @@ def _without_body(start: str, labels: int, steps: int, *, source_images: bool) -
     return Recommendation("pixels", None, (start, "no source, and too few labels or steps for a network"))
 
 
-def _with_body(start: str, labels: int, probe: float, pixels: float, steps: int) -> Recommendation:
+def _with_body(
+    start: str, labels: int, probe: float, pixels: float, steps: int, *, must_shrink: bool
+) -> Recommendation:
     if probe < pixels - MARGIN:
         if labels >= MANY and steps >= SCRATCH_STEPS:
             return Recommendation("scratch", None, (start, "a poor body, but labels and steps for a new network"))
         return Recommendation("pixels", None, (start, "the body tells the classes apart worse than pixels do"))
+    if must_shrink:
+        return Recommendation("distil", None, (start, "the body is too large: tune it, then let a small one copy it"))
     if steps < FEW_STEPS:
         return Recommendation("fine-tune top", 3, (start, "few steps: let the lower stages stay, which costs less"))
     if labels < MANY or steps < SCRATCH_STEPS:

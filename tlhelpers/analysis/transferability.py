@@ -63,14 +63,15 @@ def h_score(features: Tensor, labels: Tensor) -> float:
     random ones, as soon as N <= D.
 
     Args:
-        features: [N, D].  Columns that are constant add nothing.
+        features: [N, D].  Constant columns, which would count in D and in the shrinkage, are left out.
         labels: int64 [N].
 
     Raises:
         ValueError: NaN, all features constant, labels of another type or length, one class only, or
-            fewer samples than classes.
+            a label that is N or more.
     """
     x, y = _check_features(features, labels)
+    x = x[:, (x != x[0]).any(0)]
     x = x - x.mean(0)
     with threadpool_limits(1):
         fit = LedoitWolf(assume_centered=True).fit(x.numpy())
@@ -84,14 +85,15 @@ def h_score(features: Tensor, labels: Tensor) -> float:
 def nce(source_labels: Tensor, labels: Tensor) -> float:
     """Negative conditional entropy -H(Y | Z) in nats: how well labels follow from those of the source.
 
-    Tran, Nguyen & Hassner 2019, arXiv:1908.08142.  From -log(C), when they say nothing, to 0.
+    Tran, Nguyen & Hassner 2019, arXiv:1908.08142.  From -H(Y), when they say nothing, to 0; H(Y) is log(C)
+    for classes of equal size.
 
     Args:
         source_labels: int64 [N], labels of the same inputs in the source task, as a rule predicted.
         labels: int64 [N].
 
     Raises:
-        ValueError: labels of another type or length, one class only, or fewer samples than classes.
+        ValueError: labels of another type or length, one class only, or one that is N or more.
     """
     y = _check_labels(labels, len(source_labels))
     z = _check_labels(source_labels, len(labels), name="source_labels", least=1)
@@ -185,5 +187,8 @@ def _check_labels(labels: Tensor, n: int, *, name: str = "labels", least: int = 
     if n == 0 or int(y.min()) < 0 or len(y.unique()) < least:
         raise ValueError(f"{name} are {y.unique().tolist()}; give samples of at least {least} of the classes 0, 1, ...")
     if least > 1 and n <= int(y.max()):
-        raise ValueError(f"{n} samples are too few for {int(y.max()) + 1} classes; give at least one of each")
+        raise ValueError(
+            f"the labels run up to {int(y.max())}, but {n} samples are too few for {int(y.max()) + 1} classes; give at "
+            "least one of each, or number those that there are from 0"
+        )
     return y

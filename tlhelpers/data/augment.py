@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class Jitter:
     """Random geometry and ink for a whole batch of images at once, on their own device.
 
-    Lengths are fractions of the canvas.  Every image gets its own draw.
+    Every image gets its own draw.
 
     Attributes:
         size: side of the square output in pixels.
@@ -19,7 +19,8 @@ class Jitter:
         scale: factor on the size of the input, uniform between the two.
         place: 1 puts a reduced image anywhere on the canvas, 0 always in the middle.
         shear: horizontal slant, uniform in +-shear.
-        bend: standard deviation of a smooth random displacement (elastic distortion, Simard 2003).
+        bend: standard deviation of 4 x 4 random displacements, between which all pixels move smoothly (elastic
+            distortion, Simard 2003); 1 is half of the canvas.
         coarse: the first half of the batch is reduced to some size between the two, in pixels, and
             enlarged again; so hand over examples in random order.
         fade: up to this much ink is taken away.
@@ -44,7 +45,8 @@ class Jitter:
         Raises:
             ValueError: images of another shape or type, or a size below 1.
         """
-        if images.ndim != 4 or 0 in images.shape or self.size < 1 or images.dtype in (torch.bool, torch.int64):
+        right_type = images.dtype == torch.uint8 or images.is_floating_point()
+        if images.ndim != 4 or 0 in images.shape or self.size < 1 or not right_type:
             raise ValueError(
                 f"images {images.dtype} {list(images.shape)} at size={self.size}: give uint8 or float [N, C, H, W], "
                 "none of them 0, and a size of at least 1"

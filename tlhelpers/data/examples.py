@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tlhelpers.runtime import shifted
 
@@ -117,12 +118,21 @@ def check_dataset(splits: Splits) -> list[str]:
         if low == high:
             warnings.append(f"{split}: all inputs are equal")
         for other, seen in earlier.items():
-            shared = len(overlap(seen.x, examples.x))
-            if shared:
+            if shared := _in_common(seen.x, examples.x):
                 warnings.append(f"{shared} inputs of {split} are in {other} too: the score will flatter")
         earlier[split] = examples
     print("\n".join(f"! {warning}" for warning in warnings) or "nothing suspicious")
     return warnings
+
+
+def _in_common(x: Tensor, other: Tensor) -> int:
+    """How many rows of `other` are in `x` too; padding is no part of a text."""
+    if x.dtype == other.dtype == torch.int64 and x.ndim == other.ndim == 2:  # ids of texts, padded with 0 at the end
+        length = max(x.shape[1], other.shape[1])
+        x, other = (F.pad(ids, (0, length - ids.shape[1])) for ids in (x, other))
+    if x.shape[1:] != other.shape[1:] or x.dtype != other.dtype:
+        return 0
+    return len(overlap(x, other))
 
 
 def few_shot(examples: Examples, labels_per_class: int, *, seed: int) -> Examples:

@@ -65,10 +65,13 @@ def _examples(name: str, data, *, transposed: bool, base: int) -> Examples:
     return Examples(name, x.contiguous(), y, classes, torch.arange(len(y)))
 
 
+def _cifar10_images() -> Path:
+    return cache_dir() / "images" / "cifar10"
+
+
 def _cifar10_files() -> list[Path]:
-    folder = cache_dir() / "images" / "cifar10"
-    if folder.is_dir():
-        return sorted(path for path in folder.rglob("*") if path.is_file())
+    if _cifar10_images().is_dir():
+        return sorted(path for path in _cifar10_images().rglob("*") if path.is_file())
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity, extract_archive
 
@@ -82,10 +85,11 @@ def _cifar10_files() -> list[Path]:
 
 def cifar10() -> Splits:
     """CIFAR-10 (Krizhevsky 2009): photographs 32x32 of 10 classes."""
-    if "images" in _cifar10_files()[0].parts:
-        return read_folder(cache_dir() / "images" / "cifar10")
+    if _cifar10_images().is_dir():
+        return read_folder(_cifar10_images())
     from torchvision.datasets import CIFAR10
 
+    _cifar10_files()
     with _named(_root() / CIFAR10.base_folder):
         # torchvision compares every file with its md5 before it unpickles it.
         return _torchvision_splits("cifar10", CIFAR10(_root(), train=True), CIFAR10(_root(), train=False))

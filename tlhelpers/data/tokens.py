@@ -79,7 +79,8 @@ def trimmed(x: Tensor, padding: int = 0) -> Tensor:
     if x.ndim not in (2, 3):
         raise ValueError(f"{list(x.shape)} is neither ids [N, L] nor hidden states [N, L, D]")
     used = (x != padding) if x.ndim == 2 else x.any(-1)
-    return x[:, : int(used.any(0).sum())]
+    columns = used.any(0).nonzero()
+    return x[:, : int(columns.max()) + 1 if len(columns) else 0]
 
 
 def length_order(ids: Tensor, padding: int = 0) -> Tensor:

@@ -10,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from sklearn.svm import SVC
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from tlhelpers.analysis import Features, extract_features, fit_probe
+from tlhelpers.analysis import Features, extract_features, fit_probe, pixel_baseline
 from tlhelpers.data import (
     Examples,
     Splits,
@@ -98,19 +96,11 @@ def photo_pixels(photos: Splits, labels: tuple[int, ...] = LABELS) -> dict[int, 
         for seed in SEEDS:
             few = few_shot(photos.train, n, seed=seed)
             draws_everything = len(few) == len(photos.train)  # as every other seed does: the score is the same
-            scores[n].append(scores[n][0] if draws_everything and scores[n] else pixel_score(few, photos))
+            if draws_everything and scores[n]:
+                scores[n].append(scores[n][0])
+            else:
+                scores[n].append(pixel_baseline(few, photos.validation, photos.test, crop=False))
     return dict(scores)
-
-
-def pixel_score(few: Examples, photos: Splits) -> float:
-    """Test accuracy of an SVM on the raw pixels of `few`; C and gamma by validation."""
-    pixels, validation, test = (
-        as_float(examples.x).flatten(1).numpy() for examples in (few, photos.validation, photos.test)
-    )
-    with threadpool_limits(1):
-        machines = [SVC(C=c, gamma=gamma).fit(pixels, few.y) for c in (1.0, 10.0) for gamma in ("scale", 0.003)]
-        best = max(machines, key=lambda machine: machine.score(validation, photos.validation.y))
-        return float(best.score(test, photos.test.y))
 
 
 def photo_teacher(body: Backbone, photos: Splits, *, labels: int, seed: int) -> tuple[Examples, Tensor, float]:

@@ -103,11 +103,11 @@ q3 = question(
         "It lies below 5.",
     ],
     solution="""
-# before = answers(student, digits.test, body)
+# before = answers(student, digits.test)
 # for bits in range(8, 1, -1):
 #     rough = tiny_cnn()
 #     rough.load_state_dict(with_rounded_weights(student, bits)[0])
-#     print(bits, (answers(rough, digits.test, body) == before).float().mean())
+#     print(bits, (answers(rough, digits.test) == before).float().mean())
 answer = 3  # 4 passes too: on another machine the student may lie the other side of the line
 """,
     wrong=[("answer = 8", "hardly change"), ("answer = 2", "most answers change"), ("answer = 0.9", "one of 8")],
