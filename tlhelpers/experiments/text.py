@@ -276,7 +276,7 @@ def positions(some: Examples, examples: Examples) -> Tensor:
 def record(path: Path) -> None:
     """Choose settings on validation, score every method and seed once on its test part, and keep what is done."""
     facts = {"what": "test accuracy by method, labels per class and seed", "runs": {}, "tuning": {}}
-    facts |= provenance("python -m tlhelpers.experiments.text") | {"seeds": list(SEEDS)}
+    facts |= provenance("python -m tlhelpers.experiments.text", seeds=SEEDS)
     for name, method in methods(load_messages()).items():
         facts["tuning"][name] = {str(labels): tune(method, labels) for labels in TUNED_AT}
         rates = {labels: chosen_rate(facts["tuning"], name, labels) for labels in STEPS}
