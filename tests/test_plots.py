@@ -139,6 +139,20 @@ def test_images_that_do_not_fit_are_refused(axes):
         plots.show_images(axes, np.zeros((4, 8, 8)))
 
 
+def test_photographs_are_drawn_in_colour_and_bytes_as_fractions(axes):
+    photos = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 5), dtype=np.uint8)
+    plots.show_images(axes, photos)
+    assert np.allclose(axes[1].images[0].get_array(), photos[1].transpose(1, 2, 0) / 255)
+    plots.show_images(axes, photos[:, :1])
+    assert np.allclose(axes[1].images[-1].get_array(), photos[1, 0] / 255)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 5), (4, 5), (2, 3, 1, 4, 5)])
+def test_what_is_no_image_is_refused(axes, shape):
+    with pytest.raises(ValueError, match=r"images are \[.*; give \[N, 1, H, W\], \[N, 3, H, W\] or \[N, H, W\]"):
+        plots.show_images(axes, np.zeros(shape))
+
+
 def test_showing_a_figure_prints_its_words_and_closes_it(capsys):
     plt.switch_backend("Agg")
     fig = plt.figure()
