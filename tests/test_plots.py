@@ -75,9 +75,13 @@ def test_a_plot_draws_without_warnings_and_says_its_means(name, axes):
     assert [word for word in words if word not in alt] == []
 
 
-def test_more_curves_than_colours_still_draw(axes):
-    curves = {f"method {i}": RUNS for i in range(9)}
-    assert plots.plot_label_curve(axes[0], [1, 10], curves).count("30, 70 %") == 9
+def test_more_curves_than_colours_still_differ_and_more_than_that_are_refused(axes):
+    curves = {f"curve {i}": RUNS for i in range(14)}
+    assert plots.plot_label_curve(axes[0], [1, 10], curves).count("30, 70 %") == 14
+    drawn = [lines[0] for lines in axes[0].containers]
+    assert len({(line.get_color(), line.get_marker(), line.get_fillstyle()) for line in drawn}) == 14
+    with pytest.raises(ValueError, match="'curve 14' is number 15 in its figure, and only 14 look different"):
+        plots.plot_label_curve(axes[0], [1, 10], curves | {"curve 14": RUNS})
 
 
 def test_a_method_looks_the_same_in_every_figure_and_no_two_methods_look_alike():

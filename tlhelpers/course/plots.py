@@ -33,9 +33,18 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 
 
 def look(name: str, place: int = 0) -> dict:
-    """Colour, marker and dashes of a method, as keywords of matplotlib; of another name, those of its place."""
-    row = METHODS.get(name, place) % len(COLOURS)
-    return {"color": COLOURS[row], "marker": MARKERS[row], "linestyle": DASHES[row]}
+    """Colour, marker and dashes of a method, as keywords of matplotlib; of another name, those of its place.
+
+    From the eighth place on the colours come again, with open markers.
+
+    Raises:
+        ValueError: the fifteenth place or a later one.
+    """
+    again, row = divmod(METHODS.get(name, place), len(COLOURS))
+    if again > 1:
+        raise ValueError(f"{name!r} is number {place + 1} in its figure, and only {2 * len(COLOURS)} look different")
+    fill = "none" if again else "full"
+    return {"color": COLOURS[row], "marker": MARKERS[row], "linestyle": DASHES[row], "fillstyle": fill}
 
 
 def show(fig: Figure, alt: str, *, vector: bool = False) -> None:
