@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +6,7 @@ from toys import differing, weights_of
 
 from tlhelpers.data import overlap
 from tlhelpers.experiments import domain_adaptation as experiment
+from tlhelpers.experiments.records import read_record
 from tlhelpers.objectives import classification, dann
 
 
@@ -95,7 +95,7 @@ def test_what_is_chosen_is_written_as_in_the_record():
     choice = experiment.choose_one(lambda weight: 1 - abs(weight - 0.3), "weight", (0.1, 0.3, 1.0), by="nothing")
     assert choice.pop("at_the_edge") == []
     assert choice == {"chosen": 0.3, "by": "nothing", "table": {"0.1": 0.8, "0.3": 1.0, "1.0": 0.3}}
-    recorded = json.loads(experiment.RECORD.read_text("utf-8"))
+    recorded = read_record(experiment.RECORD)
     for scores in recorded["pairs"].values():
         assert all(set(one) == set(choice) for one in scores["tuning"].values())
         assert set(scores["tuning"]) == {"lr", *experiment.WEIGHTS}
@@ -114,7 +114,7 @@ def classification_of_source(model, batch):
 
 
 def test_the_record_holds_every_method_of_every_pair_at_every_seed():
-    recorded = json.loads(experiment.RECORD.read_text("utf-8"))
+    recorded = read_record(experiment.RECORD)
     assert set(recorded["pairs"]) == set(experiment.pairs())
     for scores in recorded["pairs"].values():
         assert set(scores["trained"]) == {"source only", "both in one batch", *experiment.WEIGHTS}

@@ -231,7 +231,7 @@ def photographs() -> dict[str, dict[int, list[float]]]:
         runs["teacher"][STUDENT_LABELS].append(score)
         for how in STUDENTS:
             runs[f"student, {how}"][STUDENT_LABELS].append(photo_student(photos, few, logits, how, seed=seed))
-    return rounded(runs)
+    return to_four_digits(runs)
 
 
 def characters() -> tuple[dict[str, dict[int, list[float]]], float]:
@@ -249,10 +249,10 @@ def characters() -> tuple[dict[str, dict[int, list[float]]], float]:
             few = few_shot(digits.train, n, seed=seed)
             runs["probe"][n].append(fit_probe(extract_features(body, few)).score(test))
             runs["fine-tuned"][n].append(accuracy(fine_tuned(body, few, seed=seed), digits.test))
-    return rounded(runs), body.card["validation_accuracy"]
+    return to_four_digits(runs), body.card["validation_accuracy"]
 
 
-def rounded(runs: dict[str, dict[int, list[float]]]) -> dict[str, dict[int, list[float]]]:
+def to_four_digits(runs: dict[str, dict[int, list[float]]]) -> dict[str, dict[int, list[float]]]:
     """Accuracies to four digits."""
     return {
         name: {n: [round(score, 4) for score in scores] for n, scores in by_labels.items()}
