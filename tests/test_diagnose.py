@@ -67,6 +67,8 @@ def test_first_loss_refuses_labels_that_do_not_fit():
     x, y = batch_of()
     with pytest.raises(ValueError, match=r"outside 0\.\.2; renumber them"):
         diagnose.first_loss(toy_model(), (x, y + 1), classes=3)
+    with pytest.raises(ValueError, match=r"gives \[24, 3\] for 4 classes; its head needs one output for each"):
+        diagnose.first_loss(toy_model(), (x, y), classes=4)
     with pytest.raises(ValueError, match="needs at least 2"):
         diagnose.first_loss(toy_model(), (x, y), classes=1)
 

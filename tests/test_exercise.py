@@ -136,5 +136,6 @@ def test_near_is_the_absolute_distance_for_every_kind_of_number():
     assert all(near(value, 2.0, 0.1) for value in (2, 2.09, np.float32(1.95), torch.tensor(2.05)))
     assert not near(2.2, 2.0, 0.1)
     assert not near(math.nan, 2.0, 0.1)
-    with pytest.raises(TypeError):
-        near([2.0], 2.0, 0.1)
+    for value in ([2.0], "2", b"2", "abc", None, torch.ones(2), np.ones(2), 1j):
+        with pytest.raises(TypeError, match="is not a number; give one, without quotes or brackets"):
+            near(value, 2.0, 0.1)

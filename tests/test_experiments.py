@@ -1,9 +1,12 @@
 """Records, the ways to use a body, and the scripts of pages 00 and 03 and of the shipped weights."""
 
 import json
+import math
+import re
 from dataclasses import replace
 from functools import cache, reduce
 from operator import getitem
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -15,7 +18,7 @@ from toys import CPU, differing, weights_of
 
 from tlhelpers.analysis import extract_features, fit_probe, pixel_baseline
 from tlhelpers.data import Splits, as_float, few_shot, load_dataset
-from tlhelpers.experiments import fine_tuning, label_curve, pretraining
+from tlhelpers.experiments import fine_tuning, label_curve, pretraining, records
 from tlhelpers.experiments.records import choose, provenance, read_record, write_record
 from tlhelpers.experiments.strategies import (
     PRINT_MEAN,
@@ -137,6 +140,28 @@ def test_a_choice_is_the_best_setting_of_the_grid_and_the_first_of_equals():
     assert len(settings) == 6
     assert all(list(setting) == ["unused", "answer"] for setting in settings)
     assert {row["validation_accuracy"] for row in choice["table"]} == {0.1, 0.7, 0.3}
+    assert choice["at_the_edge"] == []
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "is_named"),
+    [
+        ((1, 3, 10), 10, True),
+        ((1, 3, 10), 1, True),
+        ((10, 3, 1), 1, True),
+        ((0.1, math.inf, 3), math.inf, True),
+        ((1, 3, 10), 3, False),
+        ((3, 1, 10), 3, False),
+        ((1, 3), 3, False),
+        (("bend", "place", "strong"), "strong", False),
+        ((False, True, None), True, False),
+    ],
+)
+def test_a_number_chosen_at_the_end_of_its_grid_is_named(values, best, is_named, capsys):
+    choice = choose(lambda lr, other: float(lr == best), {"other": (1, 2), "lr": values})
+    assert choice["chosen"]["lr"] == best
+    assert choice["at_the_edge"] == (["lr"] if is_named else [])
+    assert ("at the edge of the grid: lr; a wider one" in capsys.readouterr().out) is is_named
 
 
 @pytest.mark.parametrize(
@@ -197,21 +222,33 @@ def test_the_record_of_page_03_has_the_form_that_its_script_writes(source, digit
     fine_tuning.record(tmp_path / "fine_tuning.json")
     ours = read_record(tmp_path / "fine_tuning.json")
     theirs = read_record(fine_tuning.RECORD)
-    assert set(ours) == set(theirs)
+    assert set(ours) == set(theirs) | {"seeds"}
     assert set(ours["depth"]) == set(theirs["depth"]) == {str(k) for k in range(len(STAGES) + 1)}
     for path in ("depth 3", "transferred frozen 2", "rates body_at_a_tenth 0.01", "pulls 0.3"):
         keys = [key.replace("_", " ") for key in path.split()]
-        assert set(reduce(getitem, keys, ours)) == set(reduce(getitem, keys, theirs)), path
+        assert set(reduce(getitem, keys, ours)) - {"at_the_edge"} == set(reduce(getitem, keys, theirs)), path
 
 
-def test_a_recorded_file_says_how_it_was_made(tmp_path):
-    facts = provenance("python -m something")
-    assert facts["command"] == "python -m something"
+def test_a_recorded_file_says_how_it_was_made(tmp_path, monkeypatch):
+    facts = provenance("python -m something", seeds=range(3))
+    assert facts["command"] == "python -m something" and facts["seeds"] == [0, 1, 2]
     assert facts["versions"]["torch"] == torch.__version__
     assert {"machine", "date"} <= set(facts)
     path = tmp_path / "recorded" / "something.json"
     write_record(path, {"what": "nothing"} | facts)
     assert read_record(path) == json.loads(path.read_text("utf-8")) == {"what": "nothing"} | facts
+    for device, words in [(CPU, " CPU, "), (torch.device("cuda"), " Tesla T4, ")]:
+        monkeypatch.setattr(records, "pick_device", lambda device=device: device)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Tesla T4")
+        assert words in provenance("python -m something")["machine"]
+
+
+def test_every_experiment_writes_its_seeds():
+    folder = Path(records.__file__).parent
+    calls = re.findall(
+        r"provenance\(\s*\"python -m [\w.]+\"(.*?)\)", "".join(p.read_text("utf-8") for p in folder.glob("*.py"))
+    )
+    assert len(calls) >= 9 and all("seeds=" in call for call in calls)
 
 
 def test_the_label_curve_holds_every_method_label_and_seed_and_choices_that_its_own_tables_make():

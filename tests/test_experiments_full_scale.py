@@ -19,12 +19,13 @@ from toys import save_tiny_bert
 from tlhelpers.analysis import Features
 from tlhelpers.data import Examples, Splits, TensorLoader, few_shot, load_dataset
 from tlhelpers.experiments import full_scale
+from tlhelpers.experiments.records import read_record
 from tlhelpers.models import Backbone, PhotoBody
 from tlhelpers.models.normalize import PreparePhotos
 from tlhelpers.objectives import distillation
 
 ROOT = Path(__file__).parent.parent
-RECORD = json.loads(full_scale.RECORD.read_text("utf-8"))
+RECORD = read_record(full_scale.RECORD)
 pytestmark = pytest.mark.slow
 
 

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +5,7 @@ import pytest
 import torch
 
 from tlhelpers.data import few_shot, load_messages, split_messages
+from tlhelpers.experiments.records import read_record
 from tlhelpers.experiments.text import (
     RECORD,
     STEPS,
@@ -101,7 +101,7 @@ def test_the_rate_of_few_labels_holds_below_sixteen_and_that_of_many_from_there_
 
 
 def test_the_record_holds_every_seed_and_says_how_it_was_made():
-    facts = json.loads(RECORD.read_text("utf-8"))
+    facts = read_record(RECORD)
     assert {"command", "machine", "versions", "date", "seeds"} <= facts.keys()
     assert set(methods(load_messages())) == facts["runs"].keys()
     assert all(by_labels.keys() == {str(n) for n in STEPS} for by_labels in facts["runs"].values())

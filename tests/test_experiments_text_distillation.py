@@ -1,13 +1,12 @@
 """The text student of page 06, on MiniLM itself but in few steps, and the record."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from tlhelpers.data import load_messages
 from tlhelpers.experiments import text_distillation as distil_text
+from tlhelpers.experiments.records import read_record
 from tlhelpers.experiments.text import outputs_of
 from tlhelpers.models import load_text_body
 
@@ -53,7 +52,7 @@ def test_an_unknown_way_of_teaching_is_refused(given):
 
 
 def test_the_record_holds_every_way_with_five_seeds_and_says_who_made_it():
-    record = json.loads(distil_text.RECORD.read_text("utf-8"))
+    record = read_record(distil_text.RECORD)
     assert set(record["runs"]) == {"teacher", *distil_text.WAYS}
     assert {len(values) for values in record["runs"].values()} == {5}
     assert record["command"] == "python -m tlhelpers.experiments.text_distillation" and record["date"]

@@ -111,6 +111,8 @@ def test_a_layer_that_is_missing_or_gives_no_vectors_is_refused():
     backbone = toy_backbone()
     with pytest.raises(ValueError, match="no layer called 'block9'; the body has normalize, conv, norm, relu, pool"):
         extract_features(backbone, toy_images(), layer="block9")
+    with pytest.raises(ValueError, match="gives a tuple, not one tensor; take a layer inside or after it"):
+        extract_features(nn.Sequential(nn.Flatten(2), nn.Flatten(1, 2), nn.GRU(64, 5)), toy_images(), layer="2")
     backbone.module.pool = nn.Flatten(2)
     with pytest.raises(ValueError, match=r"gives \[10, 5, 36\]; take one that gives \[N, D\]"):
         extract_features(backbone, toy_images())

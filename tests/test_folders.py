@@ -60,6 +60,15 @@ def test_given_parts_are_kept_and_a_missing_validation_part_is_drawn_from_traini
     assert any("are in train too" in warning for warning in check_dataset(splits))
 
 
+def test_train_is_a_class_like_any_other_while_it_holds_no_folders(folder):
+    for i in range(3):
+        save_image(folder / "train" / f"{i}.png", 200 + i)
+    assert read_folder(folder, image_size=8).classes == ("chat", "train", "狗")
+    shutil.copytree(folder / "chat", folder / "val" / "chat")
+    with pytest.raises(ValueError, match=r"val holds folders, as a part does, but .*train holds none; add them"):
+        read_folder(folder, image_size=8)
+
+
 def test_nothing_is_distorted_the_centre_is_cut_out(tmp_path):
     wide = np.zeros((20, 60, 3), dtype=np.uint8)
     wide[:, 20:40] = 255

@@ -3,6 +3,7 @@
 import csv
 import io
 import pkgutil
+import re
 import zipfile
 from pathlib import Path
 
@@ -50,11 +51,30 @@ def test_an_instructor_gets_a_table_of_the_class(tmp_path, capsys):
     assert main(["progress", str(tmp_path / "nobody.json")]) == 1
 
 
-def test_the_packed_work_holds_the_notebooks_and_what_was_solved(book, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["newer.json"], r"newer.json could not be understood \(version 2 is newer than this package"),
+        (["ada.json", "newer.json", "--csv", "class.csv"], "upgrade tlhelpers, ask for the file again"),
+        (["."], r"Is a directory.*nothing was changed"),
+        (["ada.json", "--csv", "no/class.csv"], r"no/class.csv cannot be written \(No such file or directory\); name"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_said_and_nothing_moves(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    scorebook.write(Path("ada.json"), {"05.q1": EARLY})
+    Path("newer.json").write_text('{"version": 2, "solved": {}}', "utf-8")
+    assert main(["progress", *arguments]) == 1
+    assert re.search(words, capsys.readouterr().out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ada.json", "newer.json"]
+
+
+def test_the_packed_work_holds_the_notebooks_and_what_was_solved(book, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scorebook.write(book, {"05.q1": EARLY})
     (tmp_path / "05_page.ipynb").write_text("{}", "utf-8")
     (tmp_path / "other.txt").touch()
-    packed, names = overview.pack(tmp_path)
+    packed, names = overview.pack()
     assert names == ["05_page.ipynb", scorebook.FILE]
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         archive.extract(scorebook.FILE, tmp_path / "elsewhere")

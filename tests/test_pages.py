@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbclient.output_widget import OutputWidget
 
-from tools import pages
+from tools import pages, with_block
 
 
 def test_a_widget_is_never_answered_while_its_cell_is_awaited(monkeypatch):
@@ -75,3 +75,13 @@ def test_a_page_without_the_line_for_its_time_is_left_as_it_was(page):
     with pytest.raises(ValueError, match=r"the first cell of 07_a_page\.ipynb must hold .*Computes for about 0 s"):
         pages.execute(page)
     assert page.read_text("utf-8") == before
+
+
+def test_a_block_between_its_marks_is_made_anew_and_nothing_else_moves():
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb <!-- y -->\n"
+    new = with_block(text, "x", "\\1 new\n")  # no pattern of a replacement
+    assert new == "a\n<!-- x -->\n\\1 new\n<!-- /x -->\nb <!-- y -->\n"
+    assert with_block(new, "x", "old") == text
+    for broken in (text.replace("/x", "/z"), text + text, ""):
+        with pytest.raises(ValueError, match="needs a line '<!-- x -->' and below it"):
+            with_block(broken, "x", "new")

@@ -75,9 +75,13 @@ def test_a_plot_draws_without_warnings_and_says_its_means(name, axes):
     assert [word for word in words if word not in alt] == []
 
 
-def test_more_curves_than_colours_still_draw(axes):
-    curves = {f"method {i}": RUNS for i in range(9)}
-    assert plots.plot_label_curve(axes[0], [1, 10], curves).count("30, 70 %") == 9
+def test_more_curves_than_colours_still_differ_and_more_than_that_are_refused(axes):
+    curves = {f"curve {i}": RUNS for i in range(14)}
+    assert plots.plot_label_curve(axes[0], [1, 10], curves).count("30, 70 %") == 14
+    drawn = [lines[0] for lines in axes[0].containers]
+    assert len({(line.get_color(), line.get_marker(), line.get_fillstyle()) for line in drawn}) == 14
+    with pytest.raises(ValueError, match="'curve 14' is number 15 in its figure, and only 14 look different"):
+        plots.plot_label_curve(axes[0], [1, 10], curves | {"curve 14": RUNS})
 
 
 def test_a_method_looks_the_same_in_every_figure_and_no_two_methods_look_alike():
@@ -137,6 +141,20 @@ def test_one_seed_has_no_standard_error():
 def test_images_that_do_not_fit_are_refused(axes):
     with pytest.raises(ValueError, match="4 images do not fit on 3 axes"):
         plots.show_images(axes, np.zeros((4, 8, 8)))
+
+
+def test_photographs_are_drawn_in_colour_and_bytes_as_fractions(axes):
+    photos = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 5), dtype=np.uint8)
+    plots.show_images(axes, photos)
+    assert np.allclose(axes[1].images[0].get_array(), photos[1].transpose(1, 2, 0) / 255)
+    plots.show_images(axes, photos[:, :1])
+    assert np.allclose(axes[1].images[-1].get_array(), photos[1, 0] / 255)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 5), (4, 5), (2, 3, 1, 4, 5)])
+def test_what_is_no_image_is_refused(axes, shape):
+    with pytest.raises(ValueError, match=r"images are \[.*; give \[N, 1, H, W\], \[N, 3, H, W\] or \[N, H, W\]"):
+        plots.show_images(axes, np.zeros(shape))
 
 
 def test_showing_a_figure_prints_its_words_and_closes_it(capsys):

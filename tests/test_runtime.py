@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tlhelpers import runtime
+from tlhelpers import doctor, runtime
+from tlhelpers.course import describe_machine
 
 HEAVY = ("torchvision", "transformers", "sklearn", "matplotlib", "scipy", "ipywidgets", "IPython", "accelerate")
 
@@ -47,6 +48,14 @@ def test_a_container_quota_limits_the_cores_and_is_rounded_up(quota, cores, monk
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(Path, "read_text", lambda _: quota)
     assert runtime.available_cores() == cores
+
+
+def test_memory_is_known_where_the_system_tells_and_unknown_elsewhere(monkeypatch):
+    assert 0 < runtime.memory_bytes(free=True) <= runtime.memory_bytes()
+    assert "GB free" in doctor.CHECKS["memory"]() and "memory" in describe_machine()
+    monkeypatch.delattr(os, "sysconf_names")  # as on Windows
+    assert runtime.memory_bytes() is runtime.memory_bytes(free=True) is None
+    assert doctor.CHECKS["memory"]() == "unknown on this system" and "memory" not in describe_machine()
 
 
 def test_one_seed_gives_one_sequence_in_python_numpy_and_torch():

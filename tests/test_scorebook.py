@@ -46,9 +46,13 @@ def test_merging_is_commutative_and_idempotent_and_keeps_the_earliest_time():
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"version": 1}', '{"version": 99, "solved": {}}', "\x00\xff", '{"a":']
 )
-def test_a_damaged_file_is_set_aside_and_a_new_one_begins(book, capsys, text):
+def test_a_damaged_file_stays_where_it_is_read_and_makes_room_where_it_is_written(book, capsys, text):
     book.parent.mkdir()
     book.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=r"book\.json could not be understood"):
+        scorebook.read(book)
+    assert scorebook.collected() == {} and "could not be understood" in capsys.readouterr().out
+    assert [path.name for path in book.parent.iterdir()] == ["book.json"]
     q1.check("b")
     assert set(scorebook.read(book)) == {"05.q1"}
     assert book.with_name("book.json.damaged").read_text("utf-8") == text

@@ -109,7 +109,7 @@ def test_a_wrong_number_of_rows_is_refused_and_the_older_files_stay(rows, tmp_pa
 def test_batches_that_do_not_exist_or_lack_labels_are_refused_and_leave_nothing(tmp_path):
     with pytest.raises(ValueError, match="rows=10, but the batches hold 0; give the number of examples"):
         stream_features(toy_backbone(), [], tmp_path / "f.npy", rows=10)
-    with pytest.raises(ValueError, match="rows=10, but the batches hold 10 or more"):
+    with pytest.raises(ValueError, match="a batch holds 10 inputs and 9 labels; give one label per input"):
         stream_features(toy_backbone(), [(toy_images().x, toy_images().y[:9])], tmp_path / "f.npy", rows=10)
     assert names_in(tmp_path) == []
 

@@ -231,7 +231,10 @@ def test_fit_trains_the_head_on_tokens_and_leaves_a_frozen_encoder_bit_equal(min
     assert differing(before, model.body) == []
 
 
-def test_sst2_that_is_not_there_is_asked_for_with_its_place(minilm):
+@pytest.mark.parametrize("there", ["train.tsv", "dev.tsv"])
+def test_sst2_that_is_not_there_or_half_of_it_is_asked_for_with_its_place(minilm, tmp_path, there):
+    (tmp_path / "cache" / "text" / "sst2").mkdir(parents=True)
+    (tmp_path / "cache" / "text" / "sst2" / there).touch()
     with pytest.raises(OSError, match=r"put train\.tsv and dev\.tsv there"):
         load_sst2(minilm.tokens)
 

@@ -356,7 +356,7 @@ def test_names_of_files_are_names_and_nothing_else(name, tmp_path, monkeypatch):
     assert read_table(tmp_path / name, "label") == [["a"]]
     with pytest.raises(ValueError, match="not a folder"):
         load_dataset(f"folder:{name}/nowhere")
-    main(["prefetch", "--profile", "quick", f"--to={name}"])
+    main(["prefetch", "--pages", "99", f"--to={name}"])
     assert not (tmp_path / "marker").exists()
 
 

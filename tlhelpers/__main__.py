@@ -18,7 +18,6 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="check Python, packages, GPU, memory, disk, caches, network and kernels")
     fill = commands.add_parser("prefetch", help="download what the full profile uses, to work offline later")
     fill.add_argument("--pages", help="such as 02,03; all pages when left out")
-    fill.add_argument("--profile", choices=("quick", "full"), default="full", help="quick needs nothing")
     fill.add_argument("--to", type=Path, metavar="DIR", help="one folder for everything, to be shared")
     solved = commands.add_parser("progress", help="show which exercises are solved, or make a table of a class")
     solved.add_argument("files", nargs="*", type=Path, help="progress files of learners; your own when left out")
@@ -31,16 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     pages = options.pages.split(",") if options.pages else None
     if wrong := [page for page in pages or [] if not re.fullmatch(r"\d\d", page)]:
         parser.error(f"--pages {','.join(wrong)}: give two digits per page, such as 02,03")
-    return _prefetch(pages, options.profile, options.to)
-
-
-def _prefetch(pages: list[str] | None, profile: str, to: Path | None) -> int:
-    """Fill the caches; all pages when `pages` is None."""
     from tlhelpers.course.prefetch import NEEDS, prefetch
 
-    if profile == "quick":
-        return prefetch([], to)
-    return prefetch(list(NEEDS) if pages is None else pages, to)
+    return prefetch(pages or list(NEEDS), options.to)
 
 
 def _progress(files: list[Path], table: Path | None) -> int:
@@ -50,10 +42,18 @@ def _progress(files: list[Path], table: Path | None) -> int:
     if missing := [path for path in files if not path.exists()]:
         print(f"{', '.join(map(str, missing))}: no such file; give the {scorebook.FILE} of each learner")
         return 1
-    books = {str(path): scorebook.read(path) for path in files} or {"me": scorebook.collected()}
+    try:
+        books = {str(path): scorebook.read(path) for path in files} or {"me": scorebook.collected()}
+    except (OSError, ValueError) as error:
+        print(f"{error}; nothing was changed: upgrade tlhelpers, ask for the file again, or leave it out")
+        return 1
     if table is not None:
-        with table.open("w", encoding="utf-8", newline="") as to:
-            overview.export(books, to)
+        try:
+            with table.open("w", encoding="utf-8", newline="") as to:
+                overview.export(books, to)
+        except OSError as error:
+            print(f"{table} cannot be written ({error.strerror}); name a file in a folder that you can write to")
+            return 1
         print(f"{table}: {len(books)} learner(s)")
         return 0
     for learner, solved in books.items():

@@ -84,10 +84,7 @@ def _torch_pair() -> str:
 
 
 def _device() -> str:
-    device = _run(
-        "import torch; from tlhelpers.runtime import pick_device; d = pick_device(); "
-        "print(torch.cuda.get_device_name() if d.type == 'cuda' else d.type)"
-    )
+    device = _run("from tlhelpers.runtime import device_name, pick_device; print(device_name(pick_device()))")
     if device == "cpu" and shutil.which("nvidia-smi"):
         driver = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
         cards = driver.stdout.strip()
@@ -97,11 +94,13 @@ def _device() -> str:
 
 
 def _memory() -> str:
-    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+    _torch_loads()
+    from tlhelpers.runtime import memory_bytes
+
+    size = memory_bytes(free=True)
+    if size is None:
         return "unknown on this system"
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    with open("/proc/meminfo") as file:
-        free = next((int(line.split()[1]) / 1e6 for line in file if line.startswith("MemAvailable")), free)
+    free = size / 1e9
     if free < LEAST_GB:
         raise RuntimeError(f"{free:.1f} GB free; a page needs up to 1.5 GB: close other kernels")
     return f"{free:.1f} GB free"

@@ -42,6 +42,24 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a graphics card, or the kind of any other device, such as "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def memory_bytes(*, free: bool = False) -> int | None:
+    """Memory of this machine, or what of it a program can still get; None where the system does not tell (Windows)."""
+    name = "SC_AVPHYS_PAGES" if free else "SC_PHYS_PAGES"
+    if name not in getattr(os, "sysconf_names", ()):
+        return None
+    size = os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+    if free:  # Linux fills free memory with copies of files, and knows what it can give up
+        with contextlib.suppress(OSError):
+            lines = Path("/proc/meminfo").read_text().splitlines()
+            size = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), size)
+    return size
+
+
 def available_cores() -> int:
     """CPU cores that this process may use, at least 1.
 

@@ -13,6 +13,8 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+from tools import PAGE_FILES
+
 BADGES = re.compile(r"\n*<!-- badges -->.*<!-- /badges -->", re.DOTALL)
 ADDRESS = re.compile(r"\n\[tool\.tlhelpers\]\nrepository = .*\nref = .*\n")
 INSTALL = "install"  # the tag of the cell
@@ -96,7 +98,7 @@ if importlib.util.find_spec("tlhelpers") is None:
 
 
 def _pages(root: Path) -> list[Path]:
-    return sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    return sorted((root / "notebooks").glob(PAGE_FILES))
 
 
 def _edit(path: Path, change: Callable[[str], str]) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_markdown_cell
 
+from tools import PAGE_FILES, with_block
+
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = sorted((ROOT / "notebooks").glob(PAGE_FILES))
 SOLUTION = re.compile(r"^\s*#?\s*\w+\.solution\(\).*\n?", re.MULTILINE)
 # Reading: 150 words a minute and half a minute per code cell; five minutes per exercise.
 WORDS_A_MINUTE = 150
@@ -138,8 +140,7 @@ def build_slides(folder: Path) -> None:
 def write_guide() -> None:
     """Bring the part of docs/instructors.md between its marks up to date."""
     path = ROOT / "docs" / "instructors.md"
-    between = re.compile(r"(?<=<!-- guide -->\n).*(?=<!-- /guide -->)", re.DOTALL)
-    path.write_text(between.sub(lambda _: guide(), path.read_text("utf-8")), "utf-8")
+    path.write_text(with_block(path.read_text("utf-8"), "guide", guide()), "utf-8")
 
 
 def main(arguments: list[str] | None = None) -> None:

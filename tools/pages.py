@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 from nbclient.output_widget import OutputWidget
 
 from tlhelpers.runtime import available_cores
+from tools import PAGE_FILES, with_block
 
 TIME_LINE = re.compile(r"\*Computes for about \d+ s on \d+ CPU cores?;")
 
@@ -119,14 +120,13 @@ def _is_widget(output: nbformat.NotebookNode) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pages", nargs="*", type=Path, help="notebook files; all of notebooks/ when none is named")
-    pages = parser.parse_args().pages or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+    everything = sorted(Path("notebooks").glob(PAGE_FILES))
+    pages = parser.parse_args().pages or everything
     for path in pages:
         print(f"{path.name} ...", end=" ", flush=True)
         print(f"{execute(path):.0f} s", flush=True)
     readme = Path("README.md")
-    table = page_table(sorted(Path("notebooks").glob("[0-9]*.ipynb")))
-    between = re.compile(r"(?<=<!-- pages -->\n).*(?=<!-- /pages -->)", re.DOTALL)
-    readme.write_text(between.sub(lambda _: table + "\n", readme.read_text("utf-8")), "utf-8")
+    readme.write_text(with_block(readme.read_text("utf-8"), "pages", page_table(everything)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import nbformat
 
+from tools import PAGE_FILES
 from tools.pages import PageClient
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -203,7 +204,7 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="write the margins of all claims to this Markdown file")
     parser.add_argument("--jobs", type=int, default=1, help="pages that run at a time")
     options = parser.parse_args()
-    pages = options.pages or sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+    pages = options.pages or sorted(Path("notebooks").glob(PAGE_FILES))
     count = 0
     rows = []
     reasons = {}

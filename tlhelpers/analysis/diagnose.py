@@ -20,14 +20,14 @@ Batch = tuple[Tensor, Tensor]
 def first_loss(model: nn.Module, batch: Batch, *, classes: int) -> tuple[float, float]:
     """Cross-entropy before any training, and ln(classes), what a fresh head of the right size gives.
 
-    A first loss near the logarithm of another number says that the head has that many outputs; one far
+    A first loss near the logarithm of a larger number says that the head has that many outputs; one far
     above says that the inputs or the head are on a wrong scale.
 
     Args:
         batch: inputs [N, ...] and labels int64 [N].
 
     Raises:
-        ValueError: fewer than two classes, or labels that do not fit them.
+        ValueError: fewer than two classes, labels that do not fit them, or a head with fewer outputs than classes.
     """
     x, y = batch
     if classes < 2:
@@ -35,8 +35,12 @@ def first_loss(model: nn.Module, batch: Batch, *, classes: int) -> tuple[float, 
     if int(y.min()) < 0 or int(y.max()) >= classes:
         raise ValueError(f"labels run from {int(y.min())} to {int(y.max())}, outside 0..{classes - 1}; renumber them")
     with torch.inference_mode():
-        loss = F.cross_entropy(copy.deepcopy(model).eval()(x).float(), y)
-    return float(loss), math.log(classes)
+        logits = copy.deepcopy(model).eval()(x).float()
+    if logits.ndim != 2 or logits.shape[1] < classes:
+        raise ValueError(
+            f"the model gives {list(logits.shape)} for {classes} classes; its head needs one output for each"
+        )
+    return float(F.cross_entropy(logits, y)), math.log(classes)
 
 
 def batch_dependence(model: nn.Module, x: Tensor, *, parts: int = 2) -> float:

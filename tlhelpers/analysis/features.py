@@ -57,7 +57,7 @@ def extract_features(
 
     Raises:
         ValueError: no such submodule, one that does not run exactly once per pass, or an output that
-            is neither [N, D] nor [N, D, H, W].
+            is neither [N, D] nor [N, D, H, W], such as the tuple of a recurrent layer.
     """
     with feature_function(body, layer=layer, device=device) as features_of:
         return Features(torch.cat([features_of(x) for x in examples.x.split(batch_size)]), examples.y)
@@ -117,7 +117,9 @@ def _layer(module: nn.Module, name: str | None) -> nn.Module:
     return layers[name]
 
 
-def _flat(output: Tensor) -> Tensor:
+def _flat(output: object) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the layer gives a {type(output).__name__}, not one tensor; take a layer inside or after it")
     if output.ndim == 4:
         return output.mean(dim=(2, 3))  # [N, D, H, W] -> [N, D]
     if output.ndim != 2:
@@ -285,7 +287,8 @@ def stream_features(
         layer: as for `extract_features`.
 
     Raises:
-        ValueError: the batches do not add up to `rows`; then nothing is left behind.
+        ValueError: the batches do not add up to `rows`, or one has more or fewer labels than inputs; then nothing
+            is left behind.
     """
     with ExitStack() as stack:
         features_file = stack.enter_context(atomic(path))  # the last to take its name
@@ -299,7 +302,9 @@ def stream_features(
             if features is None:
                 features = open_memmap(features_file, "w+", np.float32, (rows, block.shape[1]))
             end = seen + len(block)
-            if end > rows or len(y) != len(block):
+            if len(y) != len(block):
+                raise ValueError(f"a batch holds {len(block)} inputs and {len(y)} labels; give one label per input")
+            if end > rows:
                 raise ValueError(f"rows={rows}, but the batches hold {end} or more; give the number of examples")
             features[seen:end] = block.numpy()
             labels[seen:end] = y.cpu().numpy()

@@ -144,6 +144,10 @@ def near(value: Any, expected: float, tolerance: float) -> bool:
     """Is `value` a number (also a NumPy or torch one) within `tolerance` of `expected`?
 
     Raises:
-        TypeError: value is not a number.
+        TypeError: value is not a number; a number in quotes is none.
     """
-    return abs(float(value) - expected) <= tolerance
+    try:
+        number = float(value if not isinstance(value, str | bytes) else None)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{value!r} is not a number; give one, without quotes or brackets") from error
+    return abs(number - expected) <= tolerance

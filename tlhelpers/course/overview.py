@@ -57,14 +57,14 @@ def export(books: Mapping[str, Mapping[str, str]], to: TextIO) -> None:
             table.writerows([learner, page, number, solved.get(f"{page}.{number}", "")] for number in numbers)
 
 
-def pack(folder: str | Path = ".") -> tuple[bytes, list[str]]:
-    """A zip archive of the notebooks in a folder and of what was solved, and the names of the files in it.
+def pack() -> tuple[bytes, list[str]]:
+    """A zip archive of the notebooks in this folder and of what was solved, and the names of the files in it.
 
     The progress file is the union of those that there are (`scorebook.collected`).
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(Path(folder).glob("*.ipynb")):
+        for path in sorted(Path.cwd().glob("*.ipynb")):
             archive.write(path, path.name)
         archive.writestr(scorebook.FILE, scorebook.as_text(scorebook.collected()))
         names = archive.namelist()

@@ -12,7 +12,16 @@ import matplotlib.pyplot as plt
 import torch
 
 from tlhelpers.course.plots import STYLE
-from tlhelpers.runtime import PROFILES, available_cores, choose_profile, pick_device, seed_everything, shifted
+from tlhelpers.runtime import (
+    PROFILES,
+    available_cores,
+    choose_profile,
+    device_name,
+    memory_bytes,
+    pick_device,
+    seed_everything,
+    shifted,
+)
 
 _claims: list[tuple[str, float, str]] = []  # text, value and bound of every claim of this kernel, for `claims_table`
 
@@ -114,7 +123,6 @@ def claims_table() -> None:
 
 def describe_machine() -> dict[str, str]:
     """Python, packages, cores, memory and device of this machine, in printing order."""
-    device = pick_device()
     facts = {"Python": f"{platform.python_version()} on {platform.system()}"}
     for package in ("torch", "torchvision", "transformers", "scikit-learn", "matplotlib", "ipywidgets"):
         try:
@@ -122,8 +130,7 @@ def describe_machine() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
     facts["CPU cores"] = f"{available_cores()} ({torch.get_num_threads()} torch threads)"
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        facts["memory"] = f"{gib:.1f} GiB"
-    facts["device"] = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    if (memory := memory_bytes()) is not None:
+        facts["memory"] = f"{memory / 2**30:.1f} GiB"
+    facts["device"] = device_name(pick_device())
     return facts

@@ -33,9 +33,18 @@ STYLE = Path(__file__).with_name("style.mplstyle")
 
 
 def look(name: str, place: int = 0) -> dict:
-    """Colour, marker and dashes of a method, as keywords of matplotlib; of another name, those of its place."""
-    row = METHODS.get(name, place) % len(COLOURS)
-    return {"color": COLOURS[row], "marker": MARKERS[row], "linestyle": DASHES[row]}
+    """Colour, marker and dashes of a method, as keywords of matplotlib; of another name, those of its place.
+
+    From the eighth place on the colours come again, with open markers.
+
+    Raises:
+        ValueError: the fifteenth place or a later one.
+    """
+    again, row = divmod(METHODS.get(name, place), len(COLOURS))
+    if again > 1:
+        raise ValueError(f"{name!r} is number {place + 1} in its figure, and only {2 * len(COLOURS)} look different")
+    fill = "none" if again else "full"
+    return {"color": COLOURS[row], "marker": MARKERS[row], "linestyle": DASHES[row], "fillstyle": fill}
 
 
 def show(fig: Figure, alt: str, *, vector: bool = False) -> None:
@@ -70,9 +79,22 @@ def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def show_images(axes: Sequence[Axes], images: np.ndarray, titles: Sequence[str] | None = None) -> str:
-    """Images [N, 1, H, W] or [N, H, W] with values in [0, 1], one per ax; ink is drawn dark on white."""
+    """Images, one per ax: of one channel ink is drawn dark on white, three are drawn as colours.
+
+    Args:
+        images: [N, 1, H, W], [N, 3, H, W] or [N, H, W], in [0, 1] or uint8.
+
+    Raises:
+        ValueError: images of another shape, or more images than axes.
+    """
     images = np.asarray(images)
-    images = images[:, 0] if images.ndim == 4 else images
+    shape = list(images.shape)
+    if images.ndim == 4 and shape[1] in (1, 3):
+        images = images[:, 0] if shape[1] == 1 else images.transpose(0, 2, 3, 1)
+    elif images.ndim != 3:
+        raise ValueError(f"images are {shape}; give [N, 1, H, W], [N, 3, H, W] or [N, H, W]")
+    if images.dtype == np.uint8:
+        images = images / 255
     axes = np.ravel(np.asarray(axes, dtype=object))
     if len(axes) < len(images):
         raise ValueError(f"{len(images)} images do not fit on {len(axes)} axes")

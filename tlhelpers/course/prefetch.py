@@ -25,10 +25,10 @@ HUB_FILES = ["*.json", "*.txt", "model.safetensors"]  # never the pickled weight
 
 
 def prefetch(pages: list[str], to: Path | None) -> int:
-    """Fill the caches for these pages and write, or verify, `manifest.json`; 0 if everything is there.
+    """Fill the caches for these pages and write, or verify, `manifest.json`; 0 if everything is there, else 1.
 
     Args:
-        pages: such as ["02", "03"].
+        pages: such as ["02", "03"]; if none of them needs anything, the answer is 1 too.
         to: a folder that then serves as TLHELPERS_CACHE, with torch/ as TORCH_HOME and huggingface/ as HF_HOME.
     """
     hub_cache = None
@@ -36,9 +36,9 @@ def prefetch(pages: list[str], to: Path | None) -> int:
         to = to.expanduser().resolve()
         os.environ |= {"TLHELPERS_CACHE": str(to), "TORCH_HOME": str(to / "torch"), "HF_HOME": str(to / "huggingface")}
         hub_cache = to / "huggingface" / "hub"  # huggingface_hub has read HF_HOME when it was imported
+    if idle := [page for page in pages if page not in NEEDS]:
+        print(f"nothing to fetch for {', '.join(idle)}: the pages that need something are {', '.join(NEEDS)}")
     wanted = dict.fromkeys(name for page in pages for name in NEEDS.get(page, ()))
-    if not wanted:
-        print("nothing to fetch: the quick profile is inside the package")
     missing = 0
     for name in wanted:
         try:
@@ -49,7 +49,7 @@ def prefetch(pages: list[str], to: Path | None) -> int:
             print(f"NO {name}: {error}")
     if to is not None and wanted:
         print(f"To use it: TLHELPERS_CACHE={to} TORCH_HOME={to / 'torch'} HF_HOME={to / 'huggingface'}")
-    return int(missing > 0)
+    return int(missing > 0 or not wanted)
 
 
 def _fetch_one(name: str, hub_cache: Path | None) -> list[Path]:
@@ -77,7 +77,12 @@ def _verified(files: list[Path]) -> str:
             key = os.path.relpath(path, cache_dir())
             digest = digest_of(path)
             if listed.setdefault(key, digest) != digest:
+                blob = path.resolve()
                 path.unlink()
+                if (
+                    blob.parent.name == "blobs"
+                ):  # the hub's cache keeps the bytes there, and a link to them in the model
+                    blob.unlink(missing_ok=True)
                 raise OSError(f"{path} is not what was fetched before; it is removed, run this again")
         with atomic(manifest) as temporary:
             temporary.write_text(json.dumps(listed, indent=1, sort_keys=True), "utf-8")

@@ -26,7 +26,7 @@ def note(name: str) -> None:
     problems = []
     for path in places():
         try:
-            write(path, merged(read(path), {name: datetime.now(UTC).isoformat(timespec="seconds")}))
+            write(path, merged(_begun(path), {name: datetime.now(UTC).isoformat(timespec="seconds")}))
             return
         except OSError as error:
             problems.append(f"{path} ({error.strerror or error})")
@@ -43,22 +43,29 @@ def places() -> list[Path]:
 def read(path: Path) -> dict[str, str]:
     """Question -> time of the first right answer; empty if there is no file.
 
-    A damaged file is set aside under the name *.damaged, and that is said.
-
     Raises:
         OSError: the file is there but cannot be read.
+        ValueError: it is damaged, or of a newer version.
     """
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text("utf-8"))
         if content["version"] > VERSION:
-            raise ValueError(f"version {content['version']} is newer than this package")
+            raise ValueError(f"version {content['version']} is newer than this package, which reads {VERSION}")
         return {str(name): str(time) for name, time in content["solved"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} could not be understood ({error})") from error
+
+
+def _begun(path: Path) -> dict[str, str]:
+    """What the learner's own file holds; one that cannot be understood makes room under the name *.damaged."""
+    try:
+        return read(path)
+    except ValueError as error:
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)
-        print(f"{path.name} could not be understood ({error}); it is now {aside.name}, and a new one begins.")
+        print(f"{error}; it is now {aside.name}, and a new one begins.")
         return {}
 
 
@@ -86,8 +93,18 @@ def merged(*books: Mapping[str, str]) -> dict[str, str]:
 
 
 def collected() -> dict[str, str]:
-    """Everything that was solved, wherever it could be kept."""
-    return merged(*(read(path) for path in places()))
+    """Everything that was solved, wherever it could be kept; a file that cannot be understood is named and passed over.
+
+    Raises:
+        OSError: a file is there but cannot be read.
+    """
+    books = []
+    for path in places():
+        try:
+            books.append(read(path))
+        except ValueError as error:
+            print(error)
+    return merged(*books)
 
 
 def _complain_once(text: str) -> None:

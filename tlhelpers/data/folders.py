@@ -40,7 +40,9 @@ class Reading:
         lines = [f"{len(self.images)} images from {self.low[0]}x{self.low[1]} to {self.high[0]}x{self.high[1]} pixels"]
         for title, files in (("not usable", self.unreadable), ("turned into RGB", self.changed)):
             shown = [f"  {name}: {why}" for name, why in list(files.items())[:10]]
-            more = [f"  ... and {len(files) - 10} more (folders.examine lists all)"] if len(files) > 10 else []
+            more = (
+                [f"  ... and {len(files) - 10} more (all: tlhelpers.data.folders.examine)"] if len(files) > 10 else []
+            )
             lines += [f"{len(files)} {title}:", *shown, *more] if files else []
         return "\n".join(lines)
 
@@ -48,8 +50,9 @@ class Reading:
 def read_folder(folder: Path, *, image_size: int | None = None, skip_unreadable: bool = False) -> Splits:
     """A data set from `folder/CLASS/FILE`, or `folder/train/CLASS/FILE` with `test` and perhaps `validation`.
 
-    The classes are the names of the folders in alphabetical order.  Missing parts are drawn from the
-    training images, the same share of every class; files with equal content stay in one part.
+    The classes are the names of the folders in alphabetical order.  `train` is a class like any other while it
+    holds no folders; if it does, `train`, `validation` (or `val`, `valid`) and `test` are parts.  Missing parts
+    are drawn from the training images, the same share of every class; files with equal content stay in one part.
 
     Args:
         image_size: the shorter side is brought to it and the centre cut out, so that nothing is
@@ -58,8 +61,8 @@ def read_folder(folder: Path, *, image_size: int | None = None, skip_unreadable:
             of more than 50 million pixels.
 
     Raises:
-        ValueError: no such folder, no class or only one, a class without images, parts with different
-            classes, unreadable files, or images of several sizes.
+        ValueError: no such folder, no class or only one, a class without images, parts without `train` or with
+            different classes, unreadable files, or images of several sizes.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give one that holds a folder of images per class")
@@ -67,7 +70,9 @@ def read_folder(folder: Path, *, image_size: int | None = None, skip_unreadable:
         split: next((folder / name for name in names if (folder / name).is_dir()), None)
         for split, names in SPLIT_FOLDERS.items()
     }
-    if places["train"] is None:
+    if not _folders(folder / "train"):
+        if orphans := [place for place in places.values() if place and _folders(place)]:
+            raise ValueError(f"{orphans[0]} holds folders, as a part does, but {folder / 'train'} holds none; add them")
         places = {"train": folder, "validation": None, "test": None}
     classes = _classes(places["train"])
     reading = {}
@@ -98,10 +103,17 @@ def examine(folder: Path) -> Reading:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    names = _folders(folder)
     if len(names) < 2:
         raise ValueError(f"{folder} holds {len(names)} folders; a classifier needs one per class, at least two")
     return names
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    """Names of the folders in a folder, in alphabetical order; none where there is no such folder."""
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def _read(folder: Path, classes: tuple[str, ...], image_size: int | None) -> Reading:

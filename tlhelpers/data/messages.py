@@ -123,7 +123,7 @@ def load_sst2(tokens: Tokens | None = None) -> Splits:
         OSError: the files are not there; the message says what to put where.
     """
     folder, tokens = cache_dir() / "text" / "sst2", tokens or load_tokens()
-    if not (folder / "dev.tsv").exists():
+    if not all((folder / name).exists() for name in ("train.tsv", "dev.tsv")):
         raise OSError(
             f"SST-2 is not in {folder}; put train.tsv and dev.tsv there (sentence, tab, 0 or 1), or set "
             "TLHELPERS_CACHE to the folder that holds text/sst2"

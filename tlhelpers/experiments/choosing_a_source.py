@@ -157,7 +157,11 @@ def sources() -> dict[str, Source]:
 
 
 def make(name: str, *, steps: int = STEPS) -> tuple[Backbone, float]:
-    """One body by the name of its source, and its accuracy on fresh variations of its own source."""
+    """One body by the name of its source, and its accuracy on drawings that it was trained on.
+
+    They are varied anew, except where the source varies nothing ("no variation", "stripes"): there they are the
+    very images of the training.  For `UNTRAINED`, which has learnt no class, chance is given, and nothing measured.
+    """
     if name == UNTRAINED:
         printed = load_dataset("glyphs")
         return as_backbone(name, random_control(printed, seed=0), printed.classes), 1 / len(printed.classes)
@@ -202,8 +206,11 @@ def baseline(digits: Splits) -> dict[str, dict]:
 def record(path: Path) -> None:
     """Make every source, measure it, and write what is done after each."""
     digits = load_dataset("digits")
-    facts = {"what": "per source, labels per class and draw: scores, and [validation, test] accuracy by strategy"}
-    facts |= provenance("python -m tlhelpers.experiments.choosing_a_source")
+    facts = {
+        "what": "per source, labels per class and draw: scores, and [validation, test] accuracy by strategy; source "
+        "accuracy is that on training drawings, varied anew where the source varies them (untrained: chance)"
+    }
+    facts |= provenance("python -m tlhelpers.experiments.choosing_a_source", seeds=SEEDS)
     facts["pixels"] = baseline(digits)
     facts["shipped"] = {}
     for name in SHIPPED:

@@ -257,7 +257,7 @@ def record(path: Path) -> None:
         "int8": int8,
         "tuning": tuning,
     }
-    write_record(path, facts | provenance("python -m tlhelpers.experiments.distillation"))
+    write_record(path, facts | provenance("python -m tlhelpers.experiments.distillation", seeds=SEEDS))
 
 
 if __name__ == "__main__":

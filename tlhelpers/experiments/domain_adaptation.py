@@ -266,11 +266,11 @@ def choose_one(score: Callable[..., float], argument: str, values: tuple[float, 
         by: what the score is, in words.
 
     Returns:
-        {"chosen": the best value, "by": the words, "table": {value: its score}}.
+        {"chosen": the best value, "by": the words, "table": {value: its score}, "at_the_edge": as of `choose`}.
     """
     choice = choose(score, {argument: values})
     table = {str(row["setting"][argument]): row["validation_accuracy"] for row in choice["table"]}
-    return {"chosen": choice["chosen"][argument], "by": by, "table": table}
+    return choice | {"chosen": choice["chosen"][argument], "by": by, "table": table}
 
 
 def all_scores(pair: Pair, tuning: dict[str, dict], *, seed: int) -> dict[str, dict]:
@@ -297,7 +297,7 @@ def over_seeds(runs: list[dict]) -> dict[str, dict[str, list]]:
 def record(path: Path) -> None:
     """Choose without target labels, then run every method at every seed and score it once."""
     facts = {"what": "accuracy on the target's test part and proxy A-distance, by pair, method and seed", "pairs": {}}
-    facts |= provenance("python -m tlhelpers.experiments.domain_adaptation")
+    facts |= provenance("python -m tlhelpers.experiments.domain_adaptation", seeds=SEEDS)
     for name, pair in pairs().items():
         tuning = tune(pair)
         runs = [all_scores(pair, tuning, seed=seed) for seed in SEEDS]

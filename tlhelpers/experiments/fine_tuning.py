@@ -104,7 +104,7 @@ def tuned_and_scored(method: Method, grid: dict[str, tuple], digits: Splits, *, 
     models = (method(few_shot(digits.train, LABELS, seed=s), seed=s, **tuning["chosen"]) for s in seeds)
     test = [round(accuracy(model, digits.test), 4) for model in models]
     print(tuning["chosen"], test, flush=True)
-    return {"setting": tuning["chosen"], "accuracy": test, "table": tuning["table"]}
+    return {"setting": tuning.pop("chosen"), "accuracy": test, **tuning}
 
 
 def freezing_depth(backbone: Backbone, digits: Splits) -> dict[str, dict]:
@@ -156,7 +156,7 @@ def record(path: Path) -> None:
         "rates": {name: {str(lr): both_tasks(lr=lr, **plan) for lr in RATES} for name, plan in RATE_PLANS.items()},
         "pulls": {str(alpha): both_tasks(alpha=alpha, **FAST) for alpha in PULLS},
     }
-    write_record(path, facts | provenance("python -m tlhelpers.experiments.fine_tuning"))
+    write_record(path, facts | provenance("python -m tlhelpers.experiments.fine_tuning", seeds=DEPTH_SEEDS))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ RATE = 4e-4  # of fine-tuning photographs; better on validation than 1e-4 (one s
 PHOTO_MEAN = 0.47  # of the photographs' pixels, for students that start from nothing
 PHOTO_STD = 0.25
 MNIST_LABELS = (1, 5)
+DIGIT_SEEDS = range(5)  # the first of them are those of the photographs
 STUDENT_LABELS = 50  # photographs per class that the teacher of a student has seen
 # Learning rate and temperature by way of teaching, chosen on validation with one draw that is not used below.
 STUDENTS = {"labels": (1e-2, 1.0), "pseudo-labels": (3e-3, 1.0), "soft targets": (3e-3, 2.0)}
@@ -230,7 +231,7 @@ def photographs() -> dict[str, dict[int, list[float]]]:
         runs["teacher"][STUDENT_LABELS].append(score)
         for how in STUDENTS:
             runs[f"student, {how}"][STUDENT_LABELS].append(photo_student(photos, few, logits, how, seed=seed))
-    return rounded(runs)
+    return to_four_digits(runs)
 
 
 def characters() -> tuple[dict[str, dict[int, list[float]]], float]:
@@ -244,14 +245,14 @@ def characters() -> tuple[dict[str, dict[int, list[float]]], float]:
     test = extract_features(body, digits.test)
     runs = {"probe": defaultdict(list), "fine-tuned": defaultdict(list)}
     for n in MNIST_LABELS:
-        for seed in range(5):
+        for seed in DIGIT_SEEDS:
             few = few_shot(digits.train, n, seed=seed)
             runs["probe"][n].append(fit_probe(extract_features(body, few)).score(test))
             runs["fine-tuned"][n].append(accuracy(fine_tuned(body, few, seed=seed), digits.test))
-    return rounded(runs), body.card["validation_accuracy"]
+    return to_four_digits(runs), body.card["validation_accuracy"]
 
 
-def rounded(runs: dict[str, dict[int, list[float]]]) -> dict[str, dict[int, list[float]]]:
+def to_four_digits(runs: dict[str, dict[int, list[float]]]) -> dict[str, dict[int, list[float]]]:
     """Accuracies to four digits."""
     return {
         name: {n: [round(score, 4) for score in scores] for n, scores in by_labels.items()}
@@ -269,7 +270,7 @@ def record(path: Path) -> None:
         "digits, a body trained on mnist": digit_runs,
         "mnist": {"validation_accuracy": round(mnist_accuracy, 4)},
     }
-    write_record(path, facts | provenance("python -m tlhelpers.experiments.full_scale"))
+    write_record(path, facts | provenance("python -m tlhelpers.experiments.full_scale", seeds=DIGIT_SEEDS))
 
 
 if __name__ == "__main__":

@@ -83,11 +83,7 @@ def tune(
     choice = choose(partial(score, **({"steps": steps[0]} if steps else {})), grid)
     if steps:
         longer = choose(partial(score, **choice["chosen"]), {"steps": steps})
-        choice = {
-            "chosen": choice["chosen"] | longer["chosen"],
-            "table": choice["table"],
-            "steps": longer["table"],
-        }
+        choice |= {"chosen": choice["chosen"] | longer["chosen"], "steps": longer["table"]}
     return choice
 
 
@@ -148,7 +144,8 @@ def record(path: Path) -> None:
     # "runs" are on the test part, "other_writers" on that of the whole MNIST.
     for kind in ("runs", "other_writers", "tuning", "tuning_many"):
         facts[kind] = {name: result[kind] for name, result in results.items() if kind in result}
-    write_record(path, facts | provenance("python -m tlhelpers.experiments.label_curve"))
+    seeds = range(max(SEEDS.values()))
+    write_record(path, facts | provenance("python -m tlhelpers.experiments.label_curve", seeds=seeds))
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def record(path: Path) -> None:
     compared = sources(printed)
     tuning = tune(printed, digits)
     facts = {"what": "accuracies and losses on the test parts by method and seed", "runs": {}, "tuning": tuning}
-    facts |= provenance("python -m tlhelpers.experiments.multi_task")
+    facts |= provenance("python -m tlhelpers.experiments.multi_task", seeds=SEEDS)
     for name, method in methods(printed, compared, tuning).items():
         rows = [scored(method, printed, digits, seed=seed, watched=name in compared) for seed in SEEDS]
         facts["runs"][name] = {key: [row[key] for row in rows] for key in rows[0]}

@@ -113,7 +113,7 @@ def make(name: str, folder: Path, *, steps: int = STEPS) -> dict:
         "shipped_seed": SEEDS[0],
         "budget": "none" if untrained else f"{steps} steps of {BATCH} images",
         "runs": runs,
-        **provenance("python -m tlhelpers.experiments.pretraining"),
+        **provenance("python -m tlhelpers.experiments.pretraining", seeds=SEEDS),
         "licence": "BSD-3-Clause",
     }
     with atomic(folder / f"{name}.safetensors") as temporary:

@@ -180,7 +180,7 @@ def record(path: Path) -> None:
         "times_faster": round(latency(given.teacher, test) / latency(student, test), 2),
         "tuning": tuning,
     }
-    write_record(path, facts | provenance("python -m tlhelpers.experiments.text_distillation"))
+    write_record(path, facts | provenance("python -m tlhelpers.experiments.text_distillation", seeds=SEEDS))
 
 
 if __name__ == "__main__":
