@@ -6,6 +6,7 @@ that each page took go to build/browser/.
 
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -277,7 +278,8 @@ def test_what_is_drawn_on_the_pad_is_read_at_once(tab, lab, width):
         tab.wait_for_function(
             "light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower()
         )
-        tab.locator(".tl-pad-row").last.scroll_into_view_if_needed()
+        for part in (".tl-pad-row:last-child", ".tl-pad-sheet"):  # both are in the picture then
+            tab.locator(part).scroll_into_view_if_needed()
         tab.wait_for_timeout(500)  # its colours fade in
         tab.screenshot(path=SHOTS / f"pad-{width}-{theme.lower()}.png")
         found = Axe().run(tab, context={"include": [[".tl-pad"], [".tl-pad-1"]]})
@@ -308,3 +310,57 @@ def test_what_is_drawn_on_the_pad_is_read_at_once(tab, lab, width):
     )
     print(words)
     (SHOTS / f"pad-{width}.txt").write_text(words + "\n", "utf-8")
+
+
+@pytest.fixture
+def bare_pad(chromium, tmp_path, monkeypatch):
+    """A pad on a touch screen of 400 pixels, without Jupyter: two text fields stand for the widgets of the first."""
+    from tlhelpers.course import pad
+
+    pages = []
+    monkeypatch.setattr(pad, "display", lambda thing, **_: pages.append(thing))
+    for _ in range(2):
+        pad.DrawingPad(lambda image: {"a": 1.0})._ipython_display_()
+    first, _, second, _ = pages  # each with its widgets behind it
+    name = re.search(r"tl-pad-\d+", first["text/html"])[0]
+    widgets = (
+        f'<div class="{name}"><textarea></textarea><p class="tl-pad-status"></p><p class="tl-pad-answer"></p></div>'
+    )
+    page = tmp_path / "pad.html"
+    page.write_text(f"<main>{first['text/html']}{widgets}{second['text/html']}</main>", "utf-8")
+    context = chromium.new_context(has_touch=True, viewport={"width": 400, "height": 900})
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    yield tab
+    context.close()
+
+
+def test_a_finger_draws_a_palm_does_not_and_without_a_kernel_one_sentence_stays(bare_pad):
+    touch = bare_pad.context.new_cdp_session(bare_pad)
+    box = bare_pad.locator(".tl-pad-sheet").bounding_box()
+
+    def fingers(kind: str, *places: tuple[float, float]) -> None:
+        points = [
+            {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"], "id": number}
+            for number, (x, y) in enumerate(places)
+        ]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", (0.2, 0.2))
+    fingers("touchMove", (0.5, 0.5))
+    fingers("touchStart", (0.5, 0.5), (0.9, 0.9))
+    fingers("touchMove", (0.6, 0.8), (0.8, 0.9))
+    fingers("touchEnd")
+    fingers("touchStart", (0.5, 0.5))
+    fingers("touchMove", (1.4, -0.4))
+    fingers("touchEnd")
+    bare_pad.wait_for_function("() => document.querySelector('textarea').value.split(']]').length === 3")
+    first, second = json.loads(bare_pad.locator("textarea").input_value())
+    assert first == [pytest.approx(place, abs=0.01) for place in ([0.2, 0.2], [0.5, 0.5], [0.6, 0.8])]
+    assert second == [pytest.approx(place, abs=0.01) for place in ([0.5, 0.5], [1, 0])], "the rim is as far as it goes"
+    assert bare_pad.evaluate("() => scrollY") == 0, "a finger on the pad does not move the page"
+
+    assert bare_pad.locator(".tl-pad").last.inner_text() == "Run this page to draw here."
+    bare_pad.locator("textarea").evaluate("field => field.remove()")
+    bare_pad.get_by_role("button", name="Undo").click()
+    assert "No answer" in bare_pad.locator(".tl-pad-hint").inner_text()

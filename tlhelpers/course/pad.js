@@ -3,11 +3,12 @@
   const STEP = 0.04; // how far an arrow key moves the pen; the pad is 1 wide
   const CLOSE = 0.004; // points nearer to the last one are left out
   const PATIENCE = 60000; // ms until the widgets must have appeared; after that there is no kernel
+  const SLOW = 5000; // ms until an answer should have come
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const HINT = "Draw with mouse, finger or pen, or with the arrow keys and Space.";
   const PEN_DOWN = "The pen is down: arrows draw, Space lifts it.";
   const PEN_UP = "The pen is up: arrows move it, Space puts it down, Backspace undoes.";
-  const NO_KERNEL = "No kernel listens to this pad: run its cell again.";
+  const NO_ANSWER = "No answer: the kernel is busy, or it was restarted; then run this cell again.";
   const LABEL = "Pad to draw on. Arrow keys move the pen, Space puts it down and lifts it, Backspace takes the last stroke back, Tab leaves.";
   const SVG = "http://www.w3.org/2000/svg";
 
@@ -43,6 +44,7 @@
     let pointer = null; // which finger, pen or mouse draws it
     let pen = [0.5, 0.5]; // where the keys draw
     let sent = ""; // what Python was told last
+    let slow = null; // the timer that says so when no answer comes
     const held = new Set(); // arrow keys
 
     function show() {
@@ -61,12 +63,14 @@
     function send() {
       const channel = widgetsOf(host)?.querySelector("textarea");
       if (!channel) {
-        hint.textContent = NO_KERNEL;
+        hint.textContent = NO_ANSWER;
         return;
       }
       sent = JSON.stringify(strokes);
       if (sent === channel.value) return;
       box.classList.add("tl-pad-waits");
+      clearTimeout(slow);
+      slow = setTimeout(() => (hint.textContent = NO_ANSWER), SLOW);
       channel.value = sent;
       for (const name of ["input", "change"]) channel.dispatchEvent(new Event(name, { bubbles: true }));
     }
@@ -129,8 +133,8 @@
       });
     }
 
-    sheet.addEventListener("keydown", (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey || pointer !== null) return;
+    function press(event) {
+      if (event.target !== sheet || event.ctrlKey || event.metaKey || event.altKey || pointer !== null) return;
       if (event.key in ARROWS) {
         held.add(event.key); // two arrows at once draw a diagonal
         for (const key of held) pen = pen.map((value, axis) => inside(value + STEP * ARROWS[key][axis]));
@@ -148,9 +152,12 @@
       }
       event.preventDefault(); // the page must not scroll,
       event.stopPropagation(); // and Jupyter must not move its own cursor
-    });
+    }
+    // Notebook 7 takes its keys from the document before they reach what has the focus; the window is earlier.
+    sheet.addEventListener("focus", () => window.addEventListener("keydown", press, true));
     sheet.addEventListener("keyup", (event) => held.delete(event.key));
     sheet.addEventListener("blur", () => {
+      window.removeEventListener("keydown", press, true);
       held.clear();
       if (pointer === null) finish();
       hint.textContent = HINT;
@@ -173,6 +180,8 @@
     const answer = box.querySelector(".tl-pad-answer");
     new MutationObserver(() => {
       box.classList.remove("tl-pad-waits");
+      clearTimeout(slow);
+      if (hint.textContent === NO_ANSWER) hint.textContent = HINT;
       answer.style.minHeight = `${answer.offsetHeight}px`; // it never shrinks: that could move the page under the pen
       adopt();
     }).observe(box, { childList: true, subtree: true });
