@@ -6,7 +6,9 @@ that each page took go to build/browser/.
 
 import json
 import os
+import re
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -50,6 +52,30 @@ CHANGED = """([menu, before]) => {
     return now.figure && now.text && now.figure !== before.figure && now.text !== before.text;
 }"""
 
+PAD_CELLS = (
+    """\
+import torch
+from tlhelpers.course import drawing_pad
+from tlhelpers.models import load_backbone
+body = load_backbone("glyphs-all")
+digits = body.classes[:10]
+@torch.no_grad()
+def read(image):
+    scores = body.head(body.module(image))[0, :10]
+    return dict(zip(digits, scores.softmax(0).tolist()))
+pad = drawing_pad(read)""",
+    "pad.strokes = [[(0.2, 0.2), (0.8, 0.2), (0.4, 0.9)]]",
+)
+SEVEN = [(0.3, 0.2), (0.5, 0.2), (0.7, 0.2), (0.6, 0.4), (0.5, 0.6), (0.4, 0.8)]
+# Milliseconds from each end of a stroke to the answer that follows it, as the browser sees them.
+WATCH = """() => {
+    window.delays = [];
+    let ended;
+    document.querySelector('.tl-pad-sheet').addEventListener('pointerup', () => { ended = performance.now(); }, true);
+    new MutationObserver(() => { if (ended) { delays.push(performance.now() - ended); ended = 0; } })
+        .observe(document.querySelector('.tl-pad-answer'), {childList: true, subtree: true});
+}"""
+
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory):
@@ -62,6 +88,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory):
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(page, home / "notebooks" / path.name)
+    (home / "notebooks" / "pad").mkdir()  # out of the way of those who count the pages
+    cells = [nbformat.v4.new_code_cell(source) for source in PAD_CELLS]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}  # without it, JupyterLab asks
+    page = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
+    nbformat.write(page, home / "notebooks" / "pad" / "pad.ipynb")
     settings = home / "CONFIG" / "labconfig" / "default_setting_overrides.json"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps(SETTINGS), "utf-8")
@@ -196,3 +227,140 @@ def test_a_screen_of_400_pixels_shows_figures_and_menus_whole(tab, lab):
     tab.screenshot(path=SHOTS / "narrow.png")
     for box in [menu.bounding_box(), *(image.bounding_box() for image in tab.locator(".jp-OutputArea img").all())]:
         assert box["x"] >= 0 and box["x"] + box["width"] <= 400, box
+
+
+def status(tab, text: str) -> None:
+    """Wait until the line below the pad begins with a text."""
+    tab.wait_for_function("text => document.querySelector('[role=status]')?.innerText.startsWith(text)", arg=text)
+
+
+def draw(tab, points: list[tuple[float, float]]) -> None:
+    """One stroke with the mouse; points in 0..1 across the pad."""
+    box = tab.locator(".tl-pad-sheet").bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    tab.mouse.move(*places[0])
+    tab.mouse.down()
+    for place in places[1:]:
+        tab.mouse.move(*place, steps=5)
+    tab.mouse.up()
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_what_is_drawn_on_the_pad_is_read_at_once(tab, lab, width):
+    from axe_playwright_python.sync_playwright import Axe
+
+    requests = []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.set_viewport_size({"width": width, "height": 900})
+    open_page(tab, lab, "pad/pad.ipynb")
+    if width < 1000:
+        tab.evaluate("() => jupyterapp.shell.collapseLeft()")
+    run_all(tab)
+    lines = tab.locator(".tl-pad-sheet polyline")
+
+    status(tab, "I read: 7")  # the drawing that the second cell has set
+    assert lines.count() == 1
+    tab.get_by_role("button", name="Clear").click()
+    status(tab, "Nothing is drawn")
+    assert lines.count() == 0
+
+    tab.locator(".tl-pad").scroll_into_view_if_needed()
+    tab.evaluate(WATCH)
+    for _ in range(10):
+        draw(tab, SEVEN)
+        status(tab, "I read: 7")
+        tab.get_by_role("button", name="Undo").click()
+        status(tab, "Nothing is drawn")
+    draw(tab, SEVEN)
+    status(tab, "I read: 7")
+    for theme in ("Light", "Dark"):
+        tab.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f"JupyterLab {theme}")
+        tab.wait_for_function(
+            "light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower()
+        )
+        for part in (".tl-pad-row:last-child", ".tl-pad-sheet"):  # both are in the picture then
+            tab.locator(part).scroll_into_view_if_needed()
+        tab.wait_for_timeout(500)  # its colours fade in
+        tab.screenshot(path=SHOTS / f"pad-{width}-{theme.lower()}.png")
+        found = Axe().run(tab, context={"include": [[".tl-pad"], [".tl-pad-1"]]})
+        assert found.violations_count == 0, found.generate_report()
+
+    tab.locator(".tl-pad-sheet").focus()
+    active = "() => jupyterapp.shell.currentWidget.content.activeCellIndex"
+    before = tab.evaluate(active)
+    for key in ("Backspace", *["ArrowUp"] * 8, "Space", *["ArrowDown"] * 16):
+        tab.keyboard.press(key)
+    tab.screenshot(path=SHOTS / f"pad-{width}-keys.png")
+    assert lines.count() == 1
+    tab.keyboard.press("Space")
+    status(tab, "I read: 1")
+    assert tab.evaluate(active) == before, "an arrow key has moved JupyterLab's cell cursor"
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("() => document.activeElement.innerText") == "Undo"
+
+    for part in (".tl-pad-sheet", ".tl-pad-answer", ".tl-pad-tools"):
+        box = tab.locator(part).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width, (part, box)
+    assert [
+        url for url in requests if not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))
+    ] == []
+    delays = tab.evaluate("() => delays")
+    words = (
+        f"stroke to answer: median {statistics.median(delays):.0f} ms, longest {max(delays):.0f} ms of {len(delays)}"
+    )
+    print(words)
+    (SHOTS / f"pad-{width}.txt").write_text(words + "\n", "utf-8")
+
+
+@pytest.fixture
+def bare_pad(chromium, tmp_path, monkeypatch):
+    """A pad on a touch screen of 400 pixels, without Jupyter: two text fields stand for the widgets of the first."""
+    from tlhelpers.course import pad
+
+    pages = []
+    monkeypatch.setattr(pad, "display", lambda thing, **_: pages.append(thing))
+    for _ in range(2):
+        pad.DrawingPad(lambda image: {"a": 1.0})._ipython_display_()
+    first, _, second, _ = pages  # each with its widgets behind it
+    name = re.search(r"tl-pad-\d+", first["text/html"])[0]
+    widgets = (
+        f'<div class="{name}"><textarea></textarea><p class="tl-pad-status"></p><p class="tl-pad-answer"></p></div>'
+    )
+    page = tmp_path / "pad.html"
+    page.write_text(f"<main>{first['text/html']}{widgets}{second['text/html']}</main>", "utf-8")
+    context = chromium.new_context(has_touch=True, viewport={"width": 400, "height": 900})
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    yield tab
+    context.close()
+
+
+def test_a_finger_draws_a_palm_does_not_and_without_a_kernel_one_sentence_stays(bare_pad):
+    touch = bare_pad.context.new_cdp_session(bare_pad)
+    box = bare_pad.locator(".tl-pad-sheet").bounding_box()
+
+    def fingers(kind: str, *places: tuple[float, float]) -> None:
+        points = [
+            {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"], "id": number}
+            for number, (x, y) in enumerate(places)
+        ]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", (0.2, 0.2))
+    fingers("touchMove", (0.5, 0.5))
+    fingers("touchStart", (0.5, 0.5), (0.9, 0.9))
+    fingers("touchMove", (0.6, 0.8), (0.8, 0.9))
+    fingers("touchEnd")
+    fingers("touchStart", (0.5, 0.5))
+    fingers("touchMove", (1.4, -0.4))
+    fingers("touchEnd")
+    bare_pad.wait_for_function("() => document.querySelector('textarea').value.split(']]').length === 3")
+    first, second = json.loads(bare_pad.locator("textarea").input_value())
+    assert first == [pytest.approx(place, abs=0.01) for place in ([0.2, 0.2], [0.5, 0.5], [0.6, 0.8])]
+    assert second == [pytest.approx(place, abs=0.01) for place in ([0.5, 0.5], [1, 0])], "the rim is as far as it goes"
+    assert bare_pad.evaluate("() => scrollY") == 0, "a finger on the pad does not move the page"
+
+    assert bare_pad.locator(".tl-pad").last.inner_text() == "Run this page to draw here."
+    bare_pad.locator("textarea").evaluate("field => field.remove()")
+    bare_pad.get_by_role("button", name="Undo").click()
+    assert "No answer" in bare_pad.locator(".tl-pad-hint").inner_text()

@@ -13,6 +13,7 @@ the course tells it.
         folders            a folder of pictures per class
         messages           labelled texts
         tokens             texts as token ids
+        strokes            what a hand drew on a pad, its picture, files of it
         augment            random variation of whole batches of images
     models/                pretrained bodies, and the surgery on them
         backbones          bodies by name
@@ -50,6 +51,7 @@ the course tells it.
         plots              figures that also say themselves in words
         drawings           networks as rows of boxes
         widgets            menus over plain functions
+        pad                a pad to draw on, and what a network reads
         prefetch           fill the caches, to work without a network
     experiments/           one script per recorded result and shipped weight
         pretraining        the shipped bodies

@@ -1,4 +1,4 @@
-"""Interactive versions of plain functions; the only file that imports ipywidgets.
+"""Interactive versions of plain functions; beside `pad` the only file that imports ipywidgets.
 
 A page first calls the function itself, so that a reader without a kernel sees a figure too.
 """

@@ -25,4 +25,5 @@ from tlhelpers.data.messages import (
     text_examples,
 )
 from tlhelpers.data.named import DATASETS, load_dataset
+from tlhelpers.data.strokes import Strokes, check_strokes, read_strokes, render, write_strokes
 from tlhelpers.data.tokens import Tokens, length_order, load_tokens, minilm_folder, trimmed
