@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tlhelpers.objectives.supervised import Batch, Objective, classification
 
@@ -114,7 +113,10 @@ def gradient_cosine(g1: Tensor, g2: Tensor) -> float:
         ValueError: not two vectors of one length.
     """
     _check_gradients(g1, g2)
-    return float(F.cosine_similarity(g1, g2, dim=0))
+    a = g1.cpu().double()  # float32 has no squares of tiny gradients
+    b = g2.cpu().double()
+    norms = a.norm() * b.norm()
+    return float(a @ b / norms) if norms > 0 else 0.0
 
 
 def project_conflicting(g1: Tensor, g2: Tensor) -> tuple[Tensor, Tensor]:
