@@ -90,7 +90,10 @@ def test_a_task_of_weight_0_leaves_no_trace_in_training_and_is_scored_in_evaluat
     multitask({"source": 1.0})(alone.train(), batch)
     assert differing(weights_of(alone), model) == []
     assert "target_loss" not in logged
-    assert "target_accuracy" in objective(model.eval(), batch)
+    batch["target"][0].fill_(math.nan)
+    scored = objective(model.eval(), batch)
+    assert scored["target_loss"].isnan()
+    assert torch.equal(scored["loss"], scored["source_loss"])  # 0 times NaN would be NaN
 
 
 def test_a_task_may_bring_its_own_objective():

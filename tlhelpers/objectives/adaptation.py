@@ -23,8 +23,8 @@ def coral(weight: float) -> Objective:
     """Source classification plus weight * `coral_distance` of the features (Deep CORAL); logs "coral".
 
     Raises:
-        ValueError: weight < 0; when called, a domain missing from the batch or with fewer than 2
-            examples, NaN features, or a label that does not fit the head.
+        ValueError: weight < 0; when called, a domain missing from the batch or with fewer than 2 examples, or
+            (looked for on a CPU only) NaN features or a label that does not fit the head.
     """
     return _aligned("coral", coral_distance, weight)
 
@@ -35,7 +35,7 @@ def coral_distance(source: Tensor, target: Tensor) -> Tensor:
     Sun & Saenko 2016, arXiv:1607.01719.
 
     Raises:
-        ValueError: other shapes, different D, fewer than 2 rows in one of them, or NaN.
+        ValueError: other shapes, different D, fewer than 2 rows in one of them, or NaN (looked for on a CPU only).
     """
     check_domains(source, target, least=2)
     difference = _covariance(source) - _covariance(target)
@@ -104,7 +104,7 @@ def squared_mmd(source: Tensor, target: Tensor, *, bandwidth: float | None = Non
         bandwidth: of the kernel; the median distance between different rows of both when None.
 
     Raises:
-        ValueError: other shapes, different D, fewer than 2 rows in one of them, NaN, or a bandwidth <= 0.
+        ValueError: as `coral_distance`, or a bandwidth <= 0.
     """
     check_domains(source, target, least=2)
     n = len(source)
@@ -124,7 +124,7 @@ def squared_mmd(source: Tensor, target: Tensor, *, bandwidth: float | None = Non
 
 
 def check_domains(source: Tensor, target: Tensor, *, least: int) -> None:
-    """Refuse samples of features that are not [N, D] and [M, D] of one floating type, at least `least` rows, no NaN."""
+    """Refuse samples of features that are not [N, D] and [M, D] of one floating type, with `least` rows or more; on a CPU, NaN too."""
     if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
         raise ValueError(f"features must be [N, D] and [M, D], not {list(source.shape)} and {list(target.shape)}")
     if source.dtype != target.dtype or not source.is_floating_point():
@@ -145,8 +145,7 @@ class DomainAdversarial(nn.Module):
 
     def __init__(self, discriminator: nn.Module, *, weight: float) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"the weight is {weight}; it must be at least 0")
+        _check_weight(weight)
         self.discriminator = discriminator
         self.weight = weight
         self.progress = 0.0
@@ -246,9 +245,13 @@ def _keep_learning(norm: nn.Module, _inputs: tuple) -> None:
     norm.training = True
 
 
-def _aligned(name: str, distance: Callable[[Tensor, Tensor], Tensor], weight: float) -> Objective:
+def _check_weight(weight: float) -> None:
     if not weight >= 0:
         raise ValueError(f"the weight is {weight}; it must be at least 0")
+
+
+def _aligned(name: str, distance: Callable[[Tensor, Tensor], Tensor], weight: float) -> Objective:
+    _check_weight(weight)
 
     def objective(model: nn.Module, batch: dict[str, Batch]) -> dict[str, Tensor]:
         source, target, logged = _both(model, batch)

@@ -64,14 +64,15 @@ def distillation(teacher: nn.Module, *, temperature: float, alpha: float) -> Dis
     """alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * cross-entropy.
 
     Hinton, Vinyals & Dean 2015, arXiv:1503.02531.  The KL is a mean over all N examples, the
-    cross-entropy over the labelled ones: y int64 [N] is -1 for the others.  With alpha = 1 labels are
-    not read.
+    cross-entropy over the labelled ones: y int64 [N] is -1 for the others.  (`Examples` hold labels only;
+    `DataLoader(TensorDataset(x, y))` gives such batches.)  With alpha = 1 labels are not read.
 
     Logs "soft_loss", "agreement" (same answer as the teacher), and for alpha < 1 "hard_loss" and
     "accuracy", both 0 in a batch without labels.
 
     Raises:
-        ValueError: T <= 0, alpha outside [0, 1]; when called, other classes than the teacher's, or wrong labels.
+        ValueError: T <= 0, alpha outside [0, 1]; when called, other classes than the teacher's, or (on a CPU) a
+            label outside -1..C-1.
     """
     return Distillation(teacher, temperature=temperature, alpha=alpha)
 

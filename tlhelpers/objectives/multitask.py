@@ -27,7 +27,9 @@ class MultiTask(nn.Module):
     def forward(self, model: nn.Module, batch: dict[str, Batch]) -> dict[str, Tensor]:
         running = [task for task, weight in self.weights.items() if weight > 0 or not model.training]
         logged = _run_tasks(model, batch, {task: self.objectives[task] for task in running})
-        return {**logged, "loss": sum(self.weights[task] * logged[f"{task}_loss"] for task in running)}
+        # 0 * NaN is NaN: what weighs nothing is not added at all.
+        loss = sum(weight * logged[f"{task}_loss"] for task, weight in self.weights.items() if weight > 0)
+        return {**logged, "loss": loss}
 
 
 def multitask(weights: dict[str, float], objectives: dict[str, Objective] | None = None) -> MultiTask:
