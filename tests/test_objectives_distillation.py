@@ -184,9 +184,7 @@ def test_a_teacher_of_other_classes_and_labels_below_minus_1_are_refused():
     x = torch.randn(4, 3)
     with pytest.raises(ValueError, match=r"student gives \[4, 3\], the teacher \[4, 7\]; give the student a head"):
         objective(nn.Linear(3, 3), (x, torch.zeros(4).long()))
-    with pytest.raises(
-        ValueError, match=r"from -2 to -2, but the head has 7 outputs, for labels -1..6; renumber the labels"
-    ):
+    with pytest.raises(ValueError, match=r"from -2 to -2, but the head has 7 outputs, for labels -1..6; renumber"):
         objective(nn.Linear(3, 7), (x, torch.full((4,), -2)))
 
 

@@ -178,10 +178,10 @@ def test_a_checkpoint_whose_parts_unpack_to_more_is_refused(tmp_path):
     from tlhelpers.training import checkpoint
 
     torch.save({"x": torch.zeros(10)}, tmp_path / "run.pt")
-    with zipfile.ZipFile(tmp_path / "run.pt") as plain:
-        with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
-            for name in plain.namelist():
-                packed.writestr(name, plain.read(name))
+    kind = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(tmp_path / "run.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", kind) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
     with pytest.raises(checkpoint.Damaged, match="compressed, which torch never does"):
         checkpoint.read(tmp_path / "packed.pt")
 

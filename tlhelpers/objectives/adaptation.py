@@ -124,7 +124,7 @@ def squared_mmd(source: Tensor, target: Tensor, *, bandwidth: float | None = Non
 
 
 def check_domains(source: Tensor, target: Tensor, *, least: int) -> None:
-    """Refuse samples of features that are not [N, D] and [M, D] of one floating type, with `least` rows or more; on a CPU, NaN too."""
+    """Refuse features that are not [N, D] and [M, D], of one floating type, `least` rows or more; on a CPU, NaN too."""
     if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
         raise ValueError(f"features must be [N, D] and [M, D], not {list(source.shape)} and {list(target.shape)}")
     if source.dtype != target.dtype or not source.is_floating_point():
