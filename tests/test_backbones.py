@@ -3,6 +3,7 @@ import json
 import shutil
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -168,16 +169,21 @@ def test_every_channel_is_normalised_by_its_own_numbers():
     assert repr(normalize) == "Normalize(mean=[0.1, 0.2, 0.3], std=[0.5, 1.0, 2.0])"
 
 
-@pytest.mark.parametrize("normalize", [Normalize(), Normalize(0.3, 0.7), Normalize((0.1, 0.2), (0.5, 3.0))])
+@pytest.mark.parametrize(
+    "normalize",
+    [Normalize(), Normalize(0.3, np.float32(0.7)), Normalize((0.1, 0.2), (0.5, 3.0)), Normalize(torch.rand(2), 1)],
+)
 def test_bytes_are_normalised_as_their_fractions(normalize):
     images = torch.randint(256, (3, 2, 4, 4), dtype=torch.uint8)
     assert torch.equal(normalize(images), normalize(images.float() / 255))
     assert torch.equal(Normalize()(images), images.float() / 255)
 
 
-def test_images_that_are_true_or_false_are_refused():
+def test_images_that_are_true_or_false_or_have_other_channels_are_refused():
     with pytest.raises(TypeError, match=r"images torch.bool \[2, 1, 4, 4\] must be numbers; images.float\(\)"):
         Normalize()(torch.ones(2, 1, 4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"images \[2, 1, 4, 4\] must be \[N, 3, H, W\], one channel per mean"):
+        Normalize((0.1, 0.2, 0.3))(torch.ones(2, 1, 4, 4))  # which torch would make three of
 
 
 def test_normalisation_moves_with_its_body_but_is_no_weight():
@@ -188,7 +194,7 @@ def test_normalisation_moves_with_its_body_but_is_no_weight():
     assert not any("normalize" in key for key in GlyphNet(0.1, 0.2).state_dict())
 
 
-@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), (0.5, 0.0, 0.5)])
+@pytest.mark.parametrize("std", [0, 0.0, -1.0, float("nan"), np.float32(-1), (0.5, 0.0, 0.5)])
 def test_a_standard_deviation_that_is_not_positive_is_refused(std):
     with pytest.raises(ValueError, match=r"the standard deviation is .*; it must be positive"):
         Normalize(0.5, std)
@@ -295,6 +301,11 @@ def test_missing_weights_are_announced_with_size_and_licence_before_they_are_fet
 def test_an_image_size_is_for_photographs_only(name):
     with pytest.raises(ValueError, match=f"{name} takes its inputs as they are; leave out image_size=64"):
         load_backbone(name, image_size=64)
+
+
+def test_a_vision_transformer_takes_images_of_its_own_size_only():
+    with pytest.raises(ValueError, match="vit_b_16 has one size of image, 224 pixels; leave out image_size=64"):
+        load_backbone("vit_b_16", image_size=64)
 
 
 def test_shipped_bodies_and_photo_bodies_are_among_the_names():

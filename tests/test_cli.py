@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +44,30 @@ def test_what_is_missing_is_said_with_the_remedy(check, patch, words, monkeypatc
         check()
 
 
+def test_packages_that_are_missing_or_too_old_are_named_and_those_of_other_extras_are_not(monkeypatch):
+    needed = ["no-such-package>=1", "numpy>=999", "packaging", "never-heard-of; extra == 'docs'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: needed)
+    with pytest.raises(RuntimeError, match=r"^install or upgrade: no-such-package>=1 \(have None\), numpy>=999 \("):
+        doctor._packages()
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.os, "access", lambda place, _: place != tmp_path)  # root may write everywhere
+    with pytest.raises(RuntimeError, match=rf"{tmp_path} cannot be written; set TLHELPERS_CACHE"):
+        doctor._writing()
+
+
+def test_a_kernel_that_is_missing_or_starts_another_python_is_a_finding(monkeypatch):
+    for other in ("/bin/sh", "/removed/bin/python"):
+        kernel = SimpleNamespace(argv=[other])
+        monkeypatch.setattr("jupyter_client.kernelspec.KernelSpecManager.get_kernel_spec", lambda *_, k=kernel: k)
+        with pytest.raises(RuntimeError, match=f"python3 starts {other}, not .*; python -m ipykernel install"):
+            doctor._kernel()
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(RuntimeError, match="ipykernel is missing; pip install"):
+        doctor._kernel()
+
+
 def test_a_gpu_that_torch_does_not_see_is_a_finding(monkeypatch, tmp_path):
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'GPU 0: Tesla T4'\n")
@@ -54,13 +79,18 @@ def test_a_gpu_that_torch_does_not_see_is_a_finding(monkeypatch, tmp_path):
 
 
 def test_the_doctor_speaks_even_when_torch_cannot_be_imported(tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    tries = tmp_path / "tries"
+    (tmp_path / "torch.py").write_text(
+        f"open({str(tries)!r}, 'a').write('x')\nraise ImportError('libcudart.so.13: cannot open shared object file')"
+    )
     code = "import sys; sys.argv[1:] = ['doctor']; import runpy; runpy.run_module('tlhelpers', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={"PYTHONPATH": str(tmp_path)}
     )
     assert done.returncode == 1
     assert "NO torch pair" in done.stdout and "libcudart" in done.stdout and "checks failed" in done.stdout
+    assert done.stdout.count("not checked, because torch cannot be imported") == 6
+    assert len(tries.read_text()) == 2  # the pair, and once for all others
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_where_the_device_has_reduced_precision_the_body_uses_it_and_features_ar
     assert torch.allclose(reduced, exact, atol=0.02)  # bfloat16 keeps 8 bits
 
 
-@pytest.mark.parametrize("layer", ["conv", "relu", "pool.0"])
+@pytest.mark.parametrize("layer", ["conv", "norm", "relu", "pool.0"])
 def test_a_named_layer_gives_its_mean_over_positions(layer):
     backbone = toy_backbone()
     examples = toy_images()
@@ -102,6 +102,7 @@ def test_a_named_layer_gives_its_mean_over_positions(layer):
     hook = module.register_forward_hook(lambda *arguments: outputs.update(it=arguments[-1]))
     backbone.module(examples.x)
     hook.remove()
+    backbone.module.relu.inplace = True  # writes over what "norm" has given
     features = extract_features(backbone, examples, layer=layer, batch_size=3, device=CPU)
     assert torch.allclose(features.x, outputs["it"].flatten(2).mean(2), atol=1e-6)
     assert not module._forward_hooks
@@ -109,7 +110,9 @@ def test_a_named_layer_gives_its_mean_over_positions(layer):
 
 def test_a_layer_that_is_missing_or_gives_no_vectors_is_refused():
     backbone = toy_backbone()
-    with pytest.raises(ValueError, match="no layer called 'block9'; the body has normalize, conv, norm, relu, pool"):
+    with pytest.raises(
+        ValueError, match=r"no layer called 'block9'; named_modules\(\) has normalize, conv, norm, relu, pool, and"
+    ):
         extract_features(backbone, toy_images(), layer="block9")
     with pytest.raises(ValueError, match="gives a tuple, not one tensor; take a layer inside or after it"):
         extract_features(nn.Sequential(nn.Flatten(2), nn.Flatten(1, 2), nn.GRU(64, 5)), toy_images(), layer="2")

@@ -1,8 +1,10 @@
 """Files that are whole or not there: written at once by several, or fetched from a server that breaks off or lies."""
 
+import errno
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -136,10 +138,14 @@ def test_a_full_disk_is_named_before_the_download_starts(server, tmp_path, monke
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TLHELPERS_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_by_wish_says_what_is_missing_and_where_to_get_it(variable, server, tmp_path, monkeypatch):
-    monkeypatch.setenv(variable, "1")
-    with pytest.raises(OSError, match=r"weights\.bin.*prefetch.*http://127"):
-        fetch(remote(server), tmp_path / "weights.bin")
+    for wish in ("1", "yes", "ON"):
+        monkeypatch.setenv(variable, wish)
+        with pytest.raises(OSError, match=r"weights\.bin.*prefetch.*http://127"):
+            fetch(remote(server), tmp_path / "weights.bin")
     assert server.requests == []
+    for no_wish in ("", "0", "off", "No", "false"):
+        monkeypatch.setenv(variable, no_wish)
+        fetch(remote(server), tmp_path / "deep" / no_wish / "weights.bin")
 
 
 def test_no_network_is_one_clear_error(tmp_path, monkeypatch):
@@ -200,6 +206,20 @@ def test_a_disk_that_refuses_at_the_end_leaves_the_older_file_and_nothing_else(f
     with pytest.raises(OSError, match="disk full"), atomic(path) as temporary:
         temporary.write_text("newer")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "older")]
+
+
+def test_a_disk_that_cannot_flush_a_folder_has_the_file_all_the_same(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "a folder has nothing to flush here")
+        flush(handle)
+
+    monkeypatch.setattr(files.os, "fsync", files_only)
+    with atomic(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "file").read_text() == "whole"
 
 
 def test_a_block_that_writes_nothing_is_an_error_and_not_an_empty_file(tmp_path):

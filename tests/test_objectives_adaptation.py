@@ -266,6 +266,11 @@ def test_adabn_without_norms_batches_or_usable_inputs_says_so():
         adabn(nn.Linear(4, 3), [(x, None)])
     with pytest.raises(ValueError, match="1 BatchNorm layers and 0 batches"):
         adabn(toy_model(), [])
+    model = toy_model().eval()
+    model.body.norm.running_mean.normal_()
+    before = weights_of(model)
     for broken in (x[:1], x * math.nan):
         with pytest.raises(ValueError, match=r"a batch of \d target inputs is too small or holds NaN; give 2 or more"):
-            adabn(toy_model(), [(broken, None)])
+            adabn(model, [(x, None), (broken, None)])
+        assert differing(before, model) == []  # what was known of the source is not lost
+        assert not model.body.norm.training

@@ -10,13 +10,13 @@ from toys import CPU, differing, toy_examples, toy_model, weights_of
 from tlhelpers.data import TensorLoader
 from tlhelpers.objectives import (
     FrozenTeacher,
-    attention_map,
     attention_transfer,
     classification,
     distillation,
     distillation_loss,
     feature_match,
 )
+from tlhelpers.objectives.distillation import attention_map
 from tlhelpers.training import fit
 
 
@@ -49,19 +49,28 @@ def test_a_frozen_teacher_gives_what_the_network_gives_in_eval_mode_and_no_gradi
     assert torch.equal(answer, network.eval()(x))
 
 
-def test_a_frozen_teacher_shares_the_memory_of_the_network_and_changes_nothing_about_it():
+def test_a_frozen_teacher_has_memory_of_its_own_and_changes_nothing_about_the_network():
     network = toy_model()
     network.head.requires_grad_(False)
     network.body.eval()
     modes = [part.training for part in network.modules()]
     teacher = FrozenTeacher(network)
-    for own, shared in zip(network.parameters(), teacher.parameters(), strict=True):
-        assert own.data_ptr() == shared.data_ptr()
-        assert not shared.requires_grad
+    copies = teacher.network.state_dict()
+    assert copies.keys() == network.state_dict().keys()
+    assert all(own.data_ptr() != copies[name].data_ptr() for name, own in network.state_dict().items())
+    assert not any(p.requires_grad for p in teacher.parameters())
     assert [p.requires_grad for p in network.parameters()] == [True] * 6 + [False] * 2
     assert [part.training for part in network.modules()] == modes
-    teacher.to("meta")
-    assert {p.device.type for p in network.parameters()} == {"cpu"}
+
+
+def test_a_network_may_learn_from_what_it_was_before():
+    model = toy_model()
+    before = weights_of(model)
+    loader = TensorLoader(toy_examples(), 8, device=CPU)
+    objective = distillation(model, temperature=2.0, alpha=0.5)
+    fit(model, (loader, None), objective, torch.optim.SGD(model.parameters(), lr=0.2), epochs=1, device=CPU)
+    assert differing(before, objective.teacher.network) == []
+    assert {"body.norm.running_mean", "head.weight"} <= set(differing(before, model))
 
 
 def test_the_teacher_of_an_objective_stays_bit_equal_and_the_network_as_it_was():
@@ -175,7 +184,7 @@ def test_a_teacher_of_other_classes_and_labels_below_minus_1_are_refused():
     x = torch.randn(4, 3)
     with pytest.raises(ValueError, match=r"student gives \[4, 3\], the teacher \[4, 7\]; give the student a head"):
         objective(nn.Linear(3, 3), (x, torch.zeros(4).long()))
-    with pytest.raises(ValueError, match=r"from -2 to -2, but the head has 7 outputs"):
+    with pytest.raises(ValueError, match=r"from -2 to -2, but the head has 7 outputs, for labels -1..6; renumber"):
         objective(nn.Linear(3, 7), (x, torch.full((4,), -2)))
 
 
@@ -189,6 +198,7 @@ def hooks_of(model):
 def test_feature_match_is_the_mean_squared_difference_in_value_and_gradient():
     student = toy_model().eval()
     network = toy_model().eval()
+    network.body.norm = nn.ReLU(inplace=True)  # which writes over what the layer before it has given
     x, y = one_batch()
     regressor = nn.Linear(6, 8)
     objective = feature_match(
@@ -256,23 +266,25 @@ def test_layers_that_do_not_exist_or_do_not_fit_are_named():
     network = toy_model()
     batch = one_batch()
     plain = classification()
-    with pytest.raises(ValueError, match=r"no layer called 'block9'; there are body, body.first,"):
-        feature_match(plain, network, layers=("body", "block9"), regressor=nn.Identity(), beta=1.0)(student, batch)
-    with pytest.raises(ValueError, match=r"no layer called 'body.first.weight'; there are body, body.first,"):
-        attention_transfer(plain, network, layers=("body.first.weight", "body"), beta=1.0)(student, batch)
-    with pytest.raises(ValueError, match=r"gives \[24, 6\], the teacher \[24, 8\]; choose another layer or regressor"):
-        feature_match(plain, network, layers=("body", "body.first"), regressor=nn.Identity(), beta=1.0)(student, batch)
+    for net in (student, network):
+        net.head.unused = nn.Linear(1, 1)
+
+    def match(mine, theirs):
+        feature_match(plain, network, layers=(mine, theirs), regressor=nn.Identity(), beta=1.0)(student, batch)
+
+    for layers, words in {
+        ("body", "block9"): r"no layer called 'block9'; named_modules\(\) has body, head, and others",
+        ("body.first.weight", "body"): r"no layer called 'body.first.weight'; named_modules\(\) has body.first,",
+        ("head.unused", "body"): "the student's layer 'head.unused' does not run; choose one that takes part",
+        ("body", "head.unused"): "the teacher's layer 'head.unused' does not run; choose one that takes part",
+        ("body", "body.norm"): r"gives \[24, 6\], the teacher \[24, 8\]; choose another layer or regressor",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            match(*layers)
     with pytest.raises(ValueError, match=r"needs \[N, C, H, W\], not \[24, 6\]; take a convolutional layer"):
         attention_transfer(plain, network, layers=("body", "body"), beta=1.0)(student, batch)
+    two = nn.Sequential(nn.GRU(4, 3))
+    with pytest.raises(ValueError, match=r"layer '0' \(GRU\) gives a tuple; take one that gives a tensor"):
+        attention_transfer(lambda model, batch: model(batch[0]), network, layers=("0", "body"), beta=1.0)(two, batch)
     with pytest.raises(ValueError, match=r"beta is -1; it must be at least 0"):
         attention_transfer(plain, network, layers=("body", "body"), beta=-1)
-
-
-def test_a_teacher_read_from_a_checkpoint_does_not_overwrite_the_network_that_was_given():
-    given = nn.Linear(4, 3)
-    other = nn.Linear(4, 3)
-    before = given.weight.detach().clone()
-    objective = distillation(given, temperature=2.0, alpha=1.0)
-    objective.load_state_dict(distillation(other, temperature=2.0, alpha=1.0).state_dict())
-    assert torch.equal(given.weight, before)
-    assert torch.equal(objective.teacher.network.weight, other.weight)

@@ -90,7 +90,10 @@ def test_a_task_of_weight_0_leaves_no_trace_in_training_and_is_scored_in_evaluat
     multitask({"source": 1.0})(alone.train(), batch)
     assert differing(weights_of(alone), model) == []
     assert "target_loss" not in logged
-    assert "target_accuracy" in objective(model.eval(), batch)
+    batch["target"][0].fill_(math.nan)
+    scored = objective(model.eval(), batch)
+    assert scored["target_loss"].isnan()
+    assert torch.equal(scored["loss"], scored["source_loss"])  # 0 times NaN would be NaN
 
 
 def test_a_task_may_bring_its_own_objective():
@@ -208,7 +211,9 @@ def test_pcgrad_of_two_conflicting_vectors_is_as_computed_by_hand():
     first, second = project_conflicting(g1, g2)
     assert torch.allclose(first, torch.tensor([0.5, 0.5]))
     assert torch.allclose(second, torch.tensor([0.0, 1.0]))
-    assert gradient_cosine(g1, g2) == pytest.approx(-1 / math.sqrt(2))
+    for scale in (1, 1e-10, 1e-30):
+        assert gradient_cosine(scale * g1, g2) == pytest.approx(-1 / math.sqrt(2))
+        assert gradient_cosine(scale * g2, scale * g2) == pytest.approx(1)
 
 
 def test_pcgrad_leaves_no_conflict_with_the_other_task_and_agreeing_gradients_alone():

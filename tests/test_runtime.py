@@ -39,6 +39,25 @@ def test_a_profile_that_does_not_exist_is_named_with_the_choices(monkeypatch):
         runtime.choose_profile(torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    ("variables", "device"),
+    [
+        ({}, "cuda"),
+        ({"LOCAL_RANK": "3"}, "cuda:3"),
+        ({"LOCAL_RANK": "3", "ACCELERATE_USE_CPU": "True"}, "cpu"),
+        ({"ACCELERATE_USE_CPU": "false"}, "cuda"),
+    ],
+)
+def test_a_process_has_the_accelerator_of_its_rank_unless_its_launcher_wants_the_cpu(variables, device, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    for name in ("LOCAL_RANK", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.pick_device() == torch.device(device)
+
+
 def test_cores_are_at_least_one_and_no_more_than_the_scheduler_grants():
     assert 1 <= runtime.available_cores() <= os.cpu_count()
 

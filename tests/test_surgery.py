@@ -1,6 +1,7 @@
 import copy
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -80,14 +81,15 @@ def test_frozen_dropout_and_batchnorm_act_as_in_eval_mode():
     assert not any(part.training for part in body.modules())
 
 
-def test_unfreeze_undoes_all_of_freeze():
-    body = toy_model().body
+def test_unfreeze_lets_everything_train_also_what_did_not_before_the_freeze():
+    body = toy_model().eval().body
+    body.first.requires_grad_(False)
     surgery.freeze(body)
     surgery.unfreeze(body)
     assert all(p.requires_grad for p in body.parameters())
     assert not any(part._forward_pre_hooks for part in body.modules())
     before = weights_of(body)
-    body.train()(torch.randn(5, 4))
+    body(torch.randn(5, 4))
     assert set(differing(before, body)) == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
 
 
@@ -148,6 +150,31 @@ def test_direct_parameters_of_the_body_learn_slowest():
     assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.1, 1.0, 1.0])
 
 
+class Around(nn.Module):
+    """Wraps one module, as `TextBody` wraps a transformer."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+
+def test_a_body_that_only_wraps_others_learns_at_the_rates_of_what_it_wraps():
+    layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+    transformer = nn.ModuleDict({"embed": nn.Linear(4, 4), "encoder": Around(layers), "pooler": nn.Identity()})
+    groups = surgery.param_groups(Around(transformer), nn.Linear(4, 2), lr=1.0, body_scale=1.0, layer_decay=0.1)
+    rates = {group["name"].removeprefix("body.inside."): group["lr"] for group in groups}
+    layer_rates = {f"encoder.inside.{place}": 0.1 ** (2 - place) for place in range(3)}
+    assert rates == pytest.approx({"embed": 1e-3, **layer_rates, "head": 1.0})
+
+
+def test_tied_weights_learn_once_at_the_rate_of_the_first_part():
+    body = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    body[1].weight = body[0].weight
+    groups = surgery.param_groups(body, nn.Linear(4, 2), lr=0.1)
+    torch.optim.SGD(groups)
+    assert [len(group["params"]) for group in groups] == [2, 1, 2]
+
+
 def test_param_groups_refuses_rates_that_are_not_positive_and_a_model_without_freedom():
     model = toy_model()
     with pytest.raises(ValueError, match=r"body_scale=-1.*must all be positive"):
@@ -206,14 +233,29 @@ def test_a_bare_module_without_a_feature_dim_is_refused_with_the_remedy():
         surgery.attach_head(toy_backbone().module, 4)
 
 
-def test_a_ready_made_head_is_used_as_it_is():
-    head = nn.Sequential(nn.ReLU(), nn.Linear(5, 2))
-    assert surgery.attach_head(toy_backbone(), head).head is head
+@pytest.mark.parametrize(
+    "head",
+    [
+        nn.Sequential(nn.ReLU(), nn.Linear(5, 2)),
+        nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 3, 2), nn.Flatten(), nn.Linear(12, 2)),
+    ],
+)
+def test_a_ready_made_head_is_used_as_it_is(head):
+    model = surgery.attach_head(toy_backbone(), head)
+    assert model.head is head
+    assert model(torch.rand(3, 1, 8, 8)).shape == (3, 2)
+
+
+def test_a_number_of_classes_may_be_one_of_numpy_but_no_word():
+    assert surgery.attach_head(toy_backbone(), np.int64(4)).head.out_features == 4
+    with pytest.raises(TypeError, match="'str'"):
+        surgery.attach_head(toy_backbone(), "4")
 
 
 def test_a_head_that_does_not_fit_is_refused_with_the_right_size():
-    with pytest.raises(ValueError, match=r"takes 7 features but the body gives 5; build it with nn\.Linear\(5"):
-        surgery.attach_head(toy_backbone(), nn.Linear(7, 2))
+    for head in (nn.Linear(7, 2), nn.Sequential(nn.Linear(7, 4), nn.ReLU(), nn.Linear(4, 2))):
+        with pytest.raises(ValueError, match=r"takes 7 features but the body gives 5; build it with nn\.Linear\(5"):
+            surgery.attach_head(toy_backbone(), head)
     with pytest.raises(ValueError, match="at least 2 classes, not 1"):
         surgery.attach_head(toy_backbone(), 1)
 
@@ -242,13 +284,17 @@ def test_models_of_two_architectures_cannot_be_mixed():
 
 def test_the_summary_counts_what_can_be_counted_by_hand():
     model = toy_model()
+    model.body.token = nn.Parameter(torch.zeros(7))
+    model.scale = nn.Parameter(torch.zeros(2))
     surgery.freeze(model.body.first)
     summary = surgery.trainable_summary(model)
     assert summary.parts == {
+        "outside": (2, 2),
+        "body": (7, 7),
         "body.first": (0, 4 * 8 + 8),
         "body.norm": (16, 16),
         "body.last": (8 * 6 + 6, 8 * 6 + 6),
         "head": (6 * 3 + 3, 6 * 3 + 3),
     }
-    assert (summary.trainable, summary.total) == (91, 131)
-    assert str(summary).splitlines()[-1].split() == ["in", "all", "91", "of", "131", "trainable"]
+    assert (summary.trainable, summary.total) == (100, 140)
+    assert str(summary).splitlines()[-1].split() == ["in", "all", "100", "of", "140", "trainable"]

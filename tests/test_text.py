@@ -22,7 +22,7 @@ from tlhelpers.data import (
     tokens,
     trimmed,
 )
-from tlhelpers.models import attach_head, cut_body, freeze, load_backbone, load_text_body, mean_pool
+from tlhelpers.models import TextBody, attach_head, cut_body, freeze, load_backbone, load_text_body, mean_pool
 from tlhelpers.objectives import classification
 from tlhelpers.training import fit
 
@@ -87,10 +87,15 @@ def test_upper_after_lower_is_the_whole_body(minilm, top):
     assert not lower(ids)[0, 9:].any()  # padding
 
 
-@pytest.mark.parametrize("top", [0, 6])
-def test_a_cut_leaves_layers_on_both_sides(minilm, top):
-    with pytest.raises(ValueError, match="1 to 5"):
-        cut_body(minilm.module, top)
+def test_a_cut_leaves_layers_on_both_sides_of_a_network_that_can_be_cut(minilm):
+    from transformers import DistilBertConfig, DistilBertModel
+
+    for top in (0, 6):
+        with pytest.raises(ValueError, match="1 to 5"):
+            cut_body(minilm.module, top)
+    config = DistilBertConfig(vocab_size=9, dim=8, n_heads=1, n_layers=2, hidden_dim=8)
+    with pytest.raises(ValueError, match=r"DistilBertModel has no encoder\.layer to cut; take MiniLM"):
+        cut_body(TextBody(DistilBertModel(config)), 1)
 
 
 def test_random_weights_follow_the_seed_and_are_not_the_pretrained_ones(minilm):
@@ -102,6 +107,7 @@ def test_random_weights_follow_the_seed_and_are_not_the_pretrained_ones(minilm):
     assert differing(weights_of(bodies[0]), bodies[2]) != []
     assert differing(weights_of(minilm.module), bodies[0]) != []
     assert weights_of(minilm.module).keys() == weights_of(bodies[0]).keys()
+    assert not any("pooler" in name for name in weights_of(minilm.module))
 
 
 def test_columns_of_padding_are_cut_and_texts_are_ordered_by_their_length(minilm):

@@ -184,6 +184,12 @@ def test_squared_mmd_is_mmd_distance_with_a_gradient(bandwidth):
         assert float((slope * step).sum()) == pytest.approx(float(rise) / 2, rel=1e-6)
 
 
+def test_squared_mmd_tells_near_rows_apart_among_far_ones():
+    far = 100 * (-1.0) ** torch.arange(40)[:, None].expand(40, 64)
+    a, b = (far + 0.01 * torch.randn(40, 64) for _ in range(2))
+    assert float(squared_mmd(a, b, bandwidth=0.1)) == pytest.approx(mmd_distance(a, b, bandwidth=0.1), abs=1e-4)
+
+
 def test_squared_mmd_keeps_its_digits_far_from_the_origin():
     a, b = torch.randn(40, 8), torch.randn(40, 8) + 0.2
     assert float(squared_mmd(a + 1000, b + 1000)) == pytest.approx(mmd_distance(a, b), abs=1e-4)

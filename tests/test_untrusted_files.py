@@ -174,6 +174,18 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(marker, fault_row):
     fault_row("pickle with code as a checkpoint", "refused, the code never runs", *counts)
 
 
+def test_a_checkpoint_whose_parts_unpack_to_more_is_refused(tmp_path):
+    from tlhelpers.training import checkpoint
+
+    torch.save({"x": torch.zeros(10)}, tmp_path / "run.pt")
+    kind = zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(tmp_path / "run.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", kind) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(checkpoint.Damaged, match="compressed, which torch never does"):
+        checkpoint.read(tmp_path / "packed.pt")
+
+
 @pytest.mark.parametrize("position", ["pytorch_model.bin", "model.safetensors", "tokenizer.json", "config.json"])
 def test_a_pickle_in_a_model_folder_is_refused(position, marker, fault_row):
     from transformers import BertConfig, BertModel

@@ -68,6 +68,7 @@ the course tells it.
         strategies         the ways to use a body, a function each
         records            choose a setting, write down what came out
     files                  one way to write a file, one way to fetch one
+    modules                a layer that is listened to, modes that are put back
     runtime                device, cores, profile, seeds, caches
     doctor                 can the course run on this machine?
     __main__               `python -m tlhelpers doctor | prefetch | progress`

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 HOSTS = ("download.pytorch.org", "huggingface.co")
-LEAST_GB = 2  # of memory and of disk
+LEAST_GB = 2  # of memory and of disk; a page takes up to 1.4 (its limit in the tests), JupyterLab the rest
 
 
 def doctor() -> int:
@@ -68,22 +68,28 @@ def _run(code: str) -> str:
 
 
 @cache
-def _torch_loads() -> None:
-    """Try it in an interpreter of its own: a broken build can end the process that imports it."""
+def _what_torch_says() -> str:
+    """ "" when it can be imported, by an interpreter of its own: a broken build can end the process that tries."""
     try:
-        _run("import torch")
+        return _run("import torch")
     except RuntimeError as error:
-        raise RuntimeError(f"not checked, because torch cannot be imported ({error})") from None
+        return str(error)
+
+
+def _torch_loads() -> None:
+    if error := _what_torch_says():
+        raise RuntimeError(f"not checked, because torch cannot be imported ({error})")
 
 
 def _torch_pair() -> str:
     try:
         return _run("import torch, torchvision; torchvision.ops.nms; print('torchvision', torchvision.__version__)")
     except RuntimeError as error:
-        raise RuntimeError(f"{error}; torch and torchvision do not match, install both anew from one index") from None
+        raise RuntimeError(f"{error}; torch and torchvision must fit: install both anew from one index") from None
 
 
 def _device() -> str:
+    _torch_loads()
     device = _run("from tlhelpers.runtime import device_name, pick_device; print(device_name(pick_device()))")
     if device == "cpu" and shutil.which("nvidia-smi"):
         driver = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -102,7 +108,7 @@ def _memory() -> str:
         return "unknown on this system"
     free = size / 1e9
     if free < LEAST_GB:
-        raise RuntimeError(f"{free:.1f} GB free; a page needs up to 1.5 GB: close other kernels")
+        raise RuntimeError(f"{free:.1f} GB free; a page and JupyterLab take up to {LEAST_GB} GB: close other kernels")
     return f"{free:.1f} GB free"
 
 
@@ -169,7 +175,8 @@ def _kernel() -> str:
     from jupyter_client.kernelspec import KernelSpecManager
 
     command = KernelSpecManager().get_kernel_spec("python3").argv[0]
-    if Path(command).is_absolute() and not os.path.samefile(command, sys.executable):
+    ours = not Path(command).is_absolute() or (Path(command).exists() and os.path.samefile(command, sys.executable))
+    if not ours:
         raise RuntimeError(f"the kernel python3 starts {command}, not {sys.executable}; python -m ipykernel install")
     return "python3 starts this Python"
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there: one way to write them, one way to fetch them, one way to find packaged ones."""
 
+import contextlib
 import hashlib
 import http.client
 import importlib.util
@@ -55,8 +56,10 @@ def atomic(path: Path, *, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
+    """Make a rename survive a power cut, where the system can: not on Windows, nor on every network disk."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    with contextlib.suppress(OSError):  # the file is written, whatever becomes of this
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tlhelpers.data.examples import Examples, as_float
 from tlhelpers.files import atomic
 from tlhelpers.models.backbones import Backbone
+from tlhelpers.modules import listening, modes_kept
 from tlhelpers.runtime import cache_dir, pick_device
 from tlhelpers.training.device import autocast, mixed_precision
 
@@ -70,7 +71,6 @@ def feature_function(
     """What `extract_features` does to one batch: inputs [n, ...] to features float32 [n, D] on the CPU."""
     device = device or pick_device()
     module = _module(body)
-    caught: list[Tensor] = []
 
     @torch.inference_mode()
     def features_of(x: Tensor) -> Tensor:
@@ -79,14 +79,10 @@ def feature_function(
             module(as_float(x.to(device)))
         if len(caught) != 1:
             raise ValueError(f"layer {layer!r} runs {len(caught)} times per pass; take one that runs once")
-        return _flat(caught[0]).float().cpu()
+        return caught[0]
 
-    with _visiting(module, device):
-        hook = _layer(module, layer).register_forward_hook(lambda _module, _inputs, output: caught.append(output))
-        try:
-            yield features_of
-        finally:
-            hook.remove()
+    with _visiting(module, device), listening(module, layer or "", keep=_kept) as caught:
+        yield features_of
 
 
 @contextmanager
@@ -94,37 +90,25 @@ def _visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
     """The module on a device and in eval mode, and then as it was before."""
     tensors = [*module.parameters(), *module.buffers()]
     home = tensors[0].device if tensors else device
-    flags = [(part, part.training) for part in module.modules()]
-    module.to(device).eval()
-    try:
-        yield
-    finally:
-        module.to(home)
-        for part, training in flags:
-            part.training = training
+    with modes_kept(module):
+        module.to(device).eval()
+        try:
+            yield
+        finally:
+            module.to(home)
 
 
 def _module(body: Body) -> nn.Module:
     return body.module if isinstance(body, Backbone) else body
 
 
-def _layer(module: nn.Module, name: str | None) -> nn.Module:
-    if name is None:
-        return module
-    layers = dict(module.named_modules())
-    if name not in layers:
-        raise ValueError(f"no layer called {name!r}; the body has {', '.join(n for n, _ in module.named_children())}")
-    return layers[name]
-
-
-def _flat(output: object) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise ValueError(f"the layer gives a {type(output).__name__}, not one tensor; take a layer inside or after it")
+def _kept(output: Tensor) -> Tensor:
+    """[N, D] or [N, D, H, W] as float32 [N, D] in memory of its own, on the CPU."""
     if output.ndim == 4:
-        return output.mean(dim=(2, 3))  # [N, D, H, W] -> [N, D]
+        output = output.mean(dim=(2, 3))
     if output.ndim != 2:
         raise ValueError(f"the layer gives {list(output.shape)}; take one that gives [N, D] or [N, D, H, W]")
-    return output
+    return output.to("cpu", torch.float32, copy=True)
 
 
 def cached_features(

@@ -2,9 +2,7 @@
 
 from tlhelpers.models.backbones import BACKBONES, Backbone, load_backbone
 from tlhelpers.models.encoders import (
-    LowerLayers,
     TextBody,
-    UpperLayers,
     cut_body,
     load_hub_body,
     load_text_body,

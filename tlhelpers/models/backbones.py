@@ -50,12 +50,13 @@ def load_backbone(name: str, *, image_size: int | None = None) -> Backbone:
             is the same network from random weights; "hub:NAME" is any encoder of the Hugging Face
             hub, such as "hub:google-bert/bert-base-uncased" (440 MB).
         image_size: for those, the side to which images are brought; the one that the weights were
-            trained with when None.  Smaller is faster and less accurate.
+            trained with when None.  Smaller is faster and less accurate; "vit_b_16" takes its own only.
 
     Raises:
-        ValueError: no such body (the message names the nearest), a damaged shipped file, or an image
-            size for a shipped body.
-        OSError: weights that are not there and cannot be downloaded.
+        ValueError: no such body (the message names the nearest), a damaged file of a package, an image size for
+            a body that takes its inputs as they are, or one that the network does not take.
+        OSError: weights that are not there and cannot be downloaded, or that are damaged.
+        ModuleNotFoundError: the package that carries MiniLM is not installed.
     """
     if name not in BACKBONES and not name.startswith("hub:"):
         near = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4) or list(BACKBONES)

@@ -58,6 +58,9 @@ def load_text_body(*, pretrained: bool = True) -> TextBody:
 
     Args:
         pretrained: with False the same network gets random weights (the control), by torch's seed.
+
+    Raises:
+        ModuleNotFoundError, ValueError: as `minilm_folder`.
     """
     from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
@@ -72,7 +75,7 @@ def load_text_body(*, pretrained: bool = True) -> TextBody:
     return TextBody(transformer).eval()
 
 
-def load_hub_body(name: str, *, max_length: int = 128) -> tuple[TextBody, Tokens]:
+def load_hub_body(name: str) -> tuple[TextBody, Tokens]:
     """An encoder of the Hugging Face hub (or a folder saved by transformers), and its tokenizer.
 
     Weights are read as safetensors only, which hold no code, and no code of the hub is run.  Size and
@@ -96,7 +99,7 @@ def load_hub_body(name: str, *, max_length: int = 128) -> tuple[TextBody, Tokens
             f"{name} could not be loaded ({str(error).splitlines()[0]}); check the name, or fetch it where there is a "
             "network (python -m tlhelpers prefetch --pages 04) and set HF_HOME to that cache"
         ) from error
-    return TextBody(transformer).eval(), Tokens(tokenizer, max_length)
+    return TextBody(transformer).eval(), Tokens(tokenizer)
 
 
 def _announce(name: str) -> None:
@@ -149,14 +152,19 @@ def cut_body(body: TextBody, top: int) -> tuple[LowerLayers, UpperLayers]:
         top: layers that go to the upper one, 1..K-1 of K.  Both share their weights with `body`.
 
     Raises:
-        ValueError: top outside 1..K-1.
+        ValueError: top outside 1..K-1, or a transformer that is not built as BERT is, such as DistilBERT.
     """
-    layers = len(body.transformer.encoder.layer)
+    encoder = getattr(body.transformer, "encoder", None)
+    if not hasattr(encoder, "layer"):
+        raise ValueError(
+            f"{type(body.transformer).__name__} has no encoder.layer to cut; take MiniLM, or another of BERT's build"
+        )
+    layers = len(encoder.layer)
     if not 1 <= top < layers:
         raise ValueError(f"top is {top}; of {layers} layers, 1 to {layers - 1} can be the upper ones")
     lower = _shared_copy(body.transformer)
     lower.encoder.layer = lower.encoder.layer[:-top]
-    upper = _shared_copy(body.transformer.encoder)
+    upper = _shared_copy(encoder)
     upper.layer = upper.layer[-top:]
     return LowerLayers(lower).eval(), UpperLayers(upper).eval()
 

@@ -3,7 +3,6 @@
 Its shipped weights are made by `tlhelpers/experiments/pretraining.py`; each has a card, a JSON file beside it.
 """
 
-import hashlib
 import json
 from collections import OrderedDict
 
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tlhelpers.files import ASSETS
+from tlhelpers.files import ASSETS, digest_of
 from tlhelpers.models.normalize import Normalize
 
 SHIPPED = ("glyphs-all", "glyphs-letters", "glyphs-random")
@@ -84,7 +83,7 @@ def load_glyphnet(name: str) -> tuple[GlyphNet, nn.Linear, dict]:
     """
     weights = ASSETS / f"{name}.safetensors"
     card = json.loads(weights.with_suffix(".json").read_text("utf-8"))
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    digest = digest_of(weights)
     if digest != card["sha256"]:
         raise ValueError(
             f"{weights} is damaged: its sha256 is {digest[:12]}..., its card says {card['sha256'][:12]}...; "

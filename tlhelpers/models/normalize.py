@@ -22,10 +22,10 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0) -> None:
         super().__init__()
-        if not all(value > 0 for value in ([std] if isinstance(std, float | int) else std)):
-            raise ValueError(f"the standard deviation is {std}; it must be positive")
         self.register_buffer("mean", _per_channel(mean), persistent=False)
         self.register_buffer("std", _per_channel(std), persistent=False)
+        if not (self.std > 0).all():
+            raise ValueError(f"the standard deviation is {std}; it must be positive")
 
     def forward(self, images: Tensor) -> Tensor:
         if images.dtype is torch.bool:

@@ -101,12 +101,16 @@ def load_photo_body(name: str, image_size: int | None) -> tuple[PhotoBody, nn.Mo
     """A body of `CUTS` in eval mode, its classifier (None if that takes something else) and its card.
 
     Raises:
+        ValueError: an image size that the network does not take.
         OSError: weights that are not there and cannot be downloaded, or that are damaged.
     """
     from torchvision.models import get_model
 
     cut = CUTS[name]
     weights, remote = photo_weights(name)
+    trained_with = weights.transforms().crop_size[0]
+    if cut.network == "vit_b_16" and image_size not in (None, trained_with):
+        raise ValueError(f"{name} has one size of image, {trained_with} pixels; leave out {image_size=}")
     path = torch_home() / "hub" / "checkpoints" / remote.name
     if not path.exists():
         print(f"{name}: {weights.meta['_file_size']:.0f} MB from {remote.url}; {remote.licence}")

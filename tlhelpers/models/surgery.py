@@ -4,7 +4,9 @@ A model of this course is `nn.Sequential` with two named children: `body` (pretr
 """
 
 import copy
+import operator
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +28,9 @@ def attach_head(body: nn.Module, head: int | nn.Module, *, frozen: nn.Module | N
         and `head`.
 
     Raises:
-        ValueError: fewer than two classes, a linear head whose input size is not `feature_dim`, a body
-            without one, or a frozen part of another model.
+        ValueError: fewer than two classes, a head whose first layer is linear and takes other than `feature_dim`
+            features, a body without a `feature_dim`, or a frozen part of another model.
+        TypeError: a head that is neither a whole number nor a module.
     """
     module = body if isinstance(body, nn.Module) else body.module
     if not hasattr(body, "feature_dim"):
@@ -37,12 +40,13 @@ def attach_head(body: nn.Module, head: int | nn.Module, *, frozen: nn.Module | N
         )
     if frozen is not None and all(frozen is not part for part in module.modules()):
         raise ValueError(f"the frozen {type(frozen).__name__} is no part of this body; give one of its modules")
-    if isinstance(head, int):
-        if head < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, not {head}")
-        head = nn.Linear(body.feature_dim, head)
-    first = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
-    if first is not None and first.in_features != body.feature_dim:
+    if not isinstance(head, nn.Module):
+        classes = operator.index(head)  # NumPy has whole numbers of its own
+        if classes < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, not {classes}")
+        head = nn.Linear(body.feature_dim, classes)
+    first = next(head.children(), None) if isinstance(head, nn.Sequential) else head
+    if isinstance(first, nn.Linear) and first.in_features != body.feature_dim:
         raise ValueError(
             f"the head takes {first.in_features} features but the body gives {body.feature_dim}; "
             f"build it with nn.Linear({body.feature_dim}, ...)"
@@ -61,7 +65,7 @@ def freeze(module: nn.Module) -> None:
 
     `requires_grad = False` alone is not enough: BatchNorm in training mode overwrites its running
     statistics on every forward pass.  So each submodule also returns to eval mode whenever it runs,
-    whatever `.train()` was called in between.  Undo with `unfreeze`.
+    whatever `.train()` was called in between, until `unfreeze`.
     """
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -73,7 +77,7 @@ def freeze(module: nn.Module) -> None:
 
 
 def unfreeze(module: nn.Module) -> None:
-    """Undo `freeze` for a module and everything in it."""
+    """Let a module and everything in it be trained: also what was not, or was in eval mode, before `freeze`."""
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     for part in module.modules():
@@ -102,7 +106,9 @@ def param_groups(
     """Discriminative learning rates: the head learns at `lr`, the body slower, its first layers slowest.
 
     The child of `body` that is k places before the last one gets `lr * body_scale * layer_decay**k`
-    (Howard & Ruder 2018, ULMFiT, arXiv:1801.06146, with layer_decay = 1/2.6).
+    (Howard & Ruder 2018, ULMFiT, arXiv:1801.06146, with layer_decay = 1/2.6).  A body that only wraps
+    another is looked into, and a list of layers counts as its layers: a ResNet has its stages, MiniLM its
+    embeddings and six layers.
 
     Args:
         lr: learning rate of the head.
@@ -110,28 +116,47 @@ def param_groups(
         layer_decay: further factor per child towards the input.
 
     Returns:
-        Groups for any torch optimizer, with a "name" each; frozen parameters are left out.
+        Groups for any torch optimizer, with a "name" each; frozen parameters are left out.  A parameter of
+        several parts (tied weights) is in the group of the first.
 
     Raises:
         ValueError: nothing is trainable, or a factor is not positive.
     """
     if lr <= 0 or body_scale <= 0 or layer_decay <= 0:
         raise ValueError(f"lr={lr}, body_scale={body_scale}, layer_decay={layer_decay} must all be positive")
-    # A child without parameters (normalisation, pooling) takes no place in the count.
-    children = [(f"body.{name}", list(child.parameters())) for name, child in body.named_children()]
-    children = [(name, parameters) for name, parameters in children if parameters]
-    # Parameters outside every child (the class token of a vision transformer) sit at the input.
-    own = list(body.parameters(recurse=False))
-    parts = ([("body", own)] if own else []) + children
-    rates = [lr * body_scale * layer_decay**k for k in reversed(range(len(parts)))]
+    stages = _stages("body", body)
+    rates = [lr * body_scale * layer_decay**k for k in reversed(range(len(stages)))]
     groups = []
-    for (name, parameters), rate in zip([*parts, ("head", head.parameters())], [*rates, lr], strict=True):
-        trainable = [p for p in parameters if p.requires_grad]
+    seen = set()
+    for (name, parameters), rate in zip([*stages, ("head", head.parameters())], [*rates, lr], strict=True):
+        trainable = [p for p in parameters if p.requires_grad and p not in seen]
+        seen.update(trainable)
         if trainable:
             groups.append({"name": name, "params": trainable, "lr": rate})
     if not groups:
         raise ValueError("every parameter is frozen; unfreeze the head or some of the body first")
     return groups
+
+
+def _stages(name: str, module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
+    """What learns at a rate of its own, by name, from the input to the output."""
+    # Parameters outside every child (the class token of a vision transformer) sit at the input.
+    own = list(module.parameters(recurse=False))
+    # A child without parameters (normalisation, pooling) takes no place in the count.
+    children = {f"{name}.{key}": child for key, child in module.named_children() if list(child.parameters())}
+    only_wraps = len(children) == 1 and not own
+    stages = [(name, own)] if own else []
+    for child_name, child in children.items():
+        if only_wraps or _is_list(child):
+            stages += _stages(child_name, child)
+        else:
+            stages.append((child_name, list(child.parameters())))
+    return stages
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Is this a list of layers, or a module around one?"""
+    return isinstance(module, nn.ModuleList) or [type(child) for child in module.children()] == [nn.ModuleList]
 
 
 @dataclass(frozen=True)
@@ -148,17 +173,22 @@ class TrainableSummary:
 
 
 def trainable_summary(model: nn.Module) -> TrainableSummary:
-    """Count parameters per child (grandchildren for a child called `body`)."""
-    parts: dict[str, tuple[int, int]] = {}
+    """Count parameters per child (grandchildren for a child called `body`), and those outside every child."""
+    parts = {"outside": list(model.parameters(recurse=False))}
     for name, child in model.named_children():
-        named = child.named_children() if name == "body" else [("", child)]
-        for inner, part in named:
-            sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
-            if sizes:
-                key = f"{name}.{inner}" if inner else name
-                parts[key] = (sum(n for n, free in sizes if free), sum(n for n, _ in sizes))
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return TrainableSummary(sum(n for n, free in sizes if free), sum(n for n, _ in sizes), parts)
+        if name == "body":
+            parts[name] = list(child.parameters(recurse=False))
+            parts |= {f"{name}.{inner}": list(part.parameters()) for inner, part in child.named_children()}
+        else:
+            parts[name] = list(child.parameters())
+    counts = {name: _count(parameters) for name, parameters in parts.items() if parameters}
+    return TrainableSummary(*_count(model.parameters()), counts)
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+    """Numbers in them: of trainable ones, and in all."""
+    sizes = [(p.numel(), p.requires_grad) for p in parameters]
+    return sum(size for size, free in sizes if free), sum(size for size, _ in sizes)
 
 
 def interpolate_weights(a: dict[str, Tensor], b: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:

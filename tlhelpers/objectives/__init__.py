@@ -14,7 +14,6 @@ from tlhelpers.objectives.adaptation import (
 )
 from tlhelpers.objectives.distillation import (
     FrozenTeacher,
-    attention_map,
     attention_transfer,
     distillation,
     distillation_loss,

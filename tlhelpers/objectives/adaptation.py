@@ -6,6 +6,7 @@ Both domains go through the body in one pass: BatchNorm in training sees their m
 statistics will.  All log "accuracy" and "source_loss", both of the source.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tlhelpers.modules import modes_kept
 from tlhelpers.objectives.supervised import Batch, Objective, classification
 
 
@@ -21,8 +23,8 @@ def coral(weight: float) -> Objective:
     """Source classification plus weight * `coral_distance` of the features (Deep CORAL); logs "coral".
 
     Raises:
-        ValueError: weight < 0; when called, a domain missing from the batch or with fewer than 2
-            examples, NaN features, or a label that does not fit the head.
+        ValueError: weight < 0; when called, a domain missing from the batch or with fewer than 2 examples, or
+            (looked for on a CPU only) NaN features or a label that does not fit the head.
     """
     return _aligned("coral", coral_distance, weight)
 
@@ -33,7 +35,7 @@ def coral_distance(source: Tensor, target: Tensor) -> Tensor:
     Sun & Saenko 2016, arXiv:1607.01719.
 
     Raises:
-        ValueError: other shapes, different D, fewer than 2 rows in one of them, or NaN.
+        ValueError: other shapes, different D, fewer than 2 rows in one of them, or NaN (looked for on a CPU only).
     """
     check_domains(source, target, least=2)
     difference = _covariance(source) - _covariance(target)
@@ -102,14 +104,14 @@ def squared_mmd(source: Tensor, target: Tensor, *, bandwidth: float | None = Non
         bandwidth: of the kernel; the median distance between different rows of both when None.
 
     Raises:
-        ValueError: other shapes, different D, fewer than 2 rows in one of them, NaN, or a bandwidth <= 0.
+        ValueError: as `coral_distance`, or a bandwidth <= 0.
     """
     check_domains(source, target, least=2)
     n = len(source)
     m = len(target)
     both = torch.cat([source, target])
-    both = both - both.detach().mean(0)  # distances stay, and lose fewer digits to cancellation
-    squared = torch.cdist(both, both).square()  # [N + M, N + M]
+    # Squared differences: the default, a difference of squares, has no digits left for near rows among far ones.
+    squared = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()  # [N + M, N + M]
     if bandwidth is None:
         # float() waits for a GPU; the gradient leaves the bandwidth alone.
         bandwidth = float(squared.detach()[tuple(torch.triu_indices(n + m, n + m, offset=1))].median().sqrt())
@@ -122,7 +124,7 @@ def squared_mmd(source: Tensor, target: Tensor, *, bandwidth: float | None = Non
 
 
 def check_domains(source: Tensor, target: Tensor, *, least: int) -> None:
-    """Refuse samples of features that are not [N, D] and [M, D] of one floating type, at least `least` rows, no NaN."""
+    """Refuse features that are not [N, D] and [M, D], of one floating type, `least` rows or more; on a CPU, NaN too."""
     if source.ndim != 2 or target.ndim != 2 or source.shape[1] != target.shape[1]:
         raise ValueError(f"features must be [N, D] and [M, D], not {list(source.shape)} and {list(target.shape)}")
     if source.dtype != target.dtype or not source.is_floating_point():
@@ -143,8 +145,7 @@ class DomainAdversarial(nn.Module):
 
     def __init__(self, discriminator: nn.Module, *, weight: float) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"the weight is {weight}; it must be at least 0")
+        _check_weight(weight)
         self.discriminator = discriminator
         self.weight = weight
         self.progress = 0.0
@@ -207,7 +208,8 @@ def adabn(model: nn.Module, loader: Iterable[Batch]) -> None:
     """Replace the statistics of every BatchNorm by those of target inputs (Li et al. 2018, arXiv:1603.04779).
 
     One pass over (x, y), y not read; the mean over batches of their means and variances, so let them be
-    equally large and mixed.  Weights and training flags stay; frozen parts get new statistics too.
+    equally large and mixed.  Weights and training flags stay; frozen parts get new statistics too.  After an
+    error the statistics are those of before.
 
     Raises:
         ValueError: no BatchNorm that keeps statistics, no batch, one of a single example, or NaN inputs.
@@ -215,36 +217,41 @@ def adabn(model: nn.Module, loader: Iterable[Batch]) -> None:
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms or len(loader) == 0:
         raise ValueError(f"{len(norms)} BatchNorm layers and {len(loader)} batches; adabn needs at least one of each")
-    flags = [(part, part.training) for part in model.modules()]
-    momenta = [(norm, norm.momentum) for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # every batch counts the same
-    # By hooks, because a frozen part returns to eval mode when it runs; ours come after its own.
-    hooks = [norm.register_forward_pre_hook(_keep_learning) for norm in norms]
-    try:
-        with torch.no_grad():
+    before = [(norm, norm.momentum, copy.deepcopy(norm.state_dict())) for norm in norms]
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # every batch counts the same
+        # By hooks, because a frozen part returns to eval mode when it runs; ours come after its own.
+        hooks = [norm.register_forward_pre_hook(_keep_learning) for norm in norms]
+        try:
             for x, _ in loader:
                 if len(x) < 2 or not torch.isfinite(x).all():
                     raise ValueError(f"a batch of {len(x)} target inputs is too small or holds NaN; give 2 or more")
                 model(x.to(norms[0].running_mean.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for part, training in flags:
-            part.training = training
-        for norm, momentum in momenta:
-            norm.momentum = momentum
+        except BaseException:
+            for norm, _, state in before:
+                norm.load_state_dict(state)
+            raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for norm, momentum, _ in before:
+                norm.momentum = momentum
 
 
 def _keep_learning(norm: nn.Module, _inputs: tuple) -> None:
     norm.training = True
 
 
-def _aligned(name: str, distance: Callable[[Tensor, Tensor], Tensor], weight: float) -> Objective:
+def _check_weight(weight: float) -> None:
     if not weight >= 0:
         raise ValueError(f"the weight is {weight}; it must be at least 0")
+
+
+def _aligned(name: str, distance: Callable[[Tensor, Tensor], Tensor], weight: float) -> Objective:
+    _check_weight(weight)
 
     def objective(model: nn.Module, batch: dict[str, Batch]) -> dict[str, Tensor]:
         source, target, logged = _both(model, batch)

@@ -4,21 +4,21 @@ The teacher of an objective is part of it: `fit` moves it to the device and keep
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlhelpers.modules import listening
 from tlhelpers.objectives.supervised import Batch, Objective, check_labels
 
 
 class FrozenTeacher(nn.Module):
     """A teacher that answers and does not change: eval mode whatever was called, no gradient.
 
-    It is a copy that shares the memory of the network's parameters as long as both are on one device; the network
-    itself is left as it is, trainable or not, on its own device and in its own mode.
+    It answers as the network did when it was given: by a copy, which takes as much memory again.  The network
+    itself is left as it is and may go on learning.
 
     Attributes:
         network: the copy.
@@ -26,10 +26,7 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
-        self.network = copy.deepcopy(network, shared).eval()
-        # A checkpoint may hold another teacher: reading it must not overwrite the network that was given.
-        self.register_load_state_dict_pre_hook(_take_own_memory)
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
         """Stays in eval mode."""
@@ -38,11 +35,6 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
-
-
-def _take_own_memory(teacher: FrozenTeacher, *_state) -> None:
-    for parameter in teacher.network.parameters():
-        parameter.data = parameter.data.clone()
 
 
 def _frozen(teacher: nn.Module) -> FrozenTeacher:
@@ -72,14 +64,15 @@ def distillation(teacher: nn.Module, *, temperature: float, alpha: float) -> Dis
     """alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - alpha) * cross-entropy.
 
     Hinton, Vinyals & Dean 2015, arXiv:1503.02531.  The KL is a mean over all N examples, the
-    cross-entropy over the labelled ones: y int64 [N] is -1 for the others.  With alpha = 1 labels are
-    not read.
+    cross-entropy over the labelled ones: y int64 [N] is -1 for the others.  (`Examples` hold labels only;
+    `DataLoader(TensorDataset(x, y))` gives such batches.)  With alpha = 1 labels are not read.
 
     Logs "soft_loss", "agreement" (same answer as the teacher), and for alpha < 1 "hard_loss" and
     "accuracy", both 0 in a batch without labels.
 
     Raises:
-        ValueError: T <= 0, alpha outside [0, 1]; when called, other classes than the teacher's, or wrong labels.
+        ValueError: T <= 0, alpha outside [0, 1]; when called, other classes than the teacher's, or (on a CPU) a
+            label outside -1..C-1.
     """
     return Distillation(teacher, temperature=temperature, alpha=alpha)
 
@@ -136,10 +129,13 @@ class Matched(nn.Module):
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         student_layer, teacher_layer = self.layers
-        with _listening(model, student_layer) as mine, _listening(self.teacher.network, teacher_layer) as theirs:
+        with listening(model, student_layer) as mine, listening(self.teacher.network, teacher_layer) as theirs:
             logged = self.objective(model, batch)
             if not theirs:  # a distillation has asked already
                 self.teacher(batch[0])
+        if not mine or not theirs:
+            whose, layer = ("teacher", teacher_layer) if mine else ("student", student_layer)
+            raise ValueError(f"the {whose}'s layer {layer!r} does not run; choose one that takes part in its answer")
         student = self.view_student(mine[0])
         teacher = self.view_teacher(theirs[0].detach())
         _check_shapes(student, teacher, "choose another layer or regressor")
@@ -157,7 +153,7 @@ def feature_match(
     learns too, by `objective.parameters()`.  Logs "feature_loss".
 
     Raises:
-        ValueError: beta < 0; when called, no such layer, or other shapes.
+        ValueError: beta < 0; when called, no such layer, one that does not run or gives no tensor, or other shapes.
     """
     return Matched(
         objective,
@@ -201,19 +197,3 @@ def attention_map(features: Tensor) -> Tensor:
 def _check_shapes(student: Tensor, teacher: Tensor, remedy: str) -> None:
     if student.shape != teacher.shape:
         raise ValueError(f"the student gives {list(student.shape)}, the teacher {list(teacher.shape)}; {remedy}")
-
-
-@contextmanager
-def _listening(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """A list that fills with the outputs of a layer; the hook is gone afterwards, whatever happens."""
-    try:
-        listened = module.get_submodule(layer)
-    except AttributeError:
-        names = ", ".join(name for name, _ in module.named_modules() if name)
-        raise ValueError(f"no layer called {layer!r}; there are {names}") from None
-    caught: list[Tensor] = []
-    hook = listened.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
-    try:
-        yield caught
-    finally:
-        hook.remove()

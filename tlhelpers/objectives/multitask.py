@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tlhelpers.objectives.supervised import Batch, Objective, classification
 
@@ -28,7 +27,9 @@ class MultiTask(nn.Module):
     def forward(self, model: nn.Module, batch: dict[str, Batch]) -> dict[str, Tensor]:
         running = [task for task, weight in self.weights.items() if weight > 0 or not model.training]
         logged = _run_tasks(model, batch, {task: self.objectives[task] for task in running})
-        return {**logged, "loss": sum(self.weights[task] * logged[f"{task}_loss"] for task in running)}
+        # 0 * NaN is NaN: what weighs nothing is not added at all.
+        loss = sum(weight * logged[f"{task}_loss"] for task, weight in self.weights.items() if weight > 0)
+        return {**logged, "loss": loss}
 
 
 def multitask(weights: dict[str, float], objectives: dict[str, Objective] | None = None) -> MultiTask:
@@ -114,7 +115,10 @@ def gradient_cosine(g1: Tensor, g2: Tensor) -> float:
         ValueError: not two vectors of one length.
     """
     _check_gradients(g1, g2)
-    return float(F.cosine_similarity(g1, g2, dim=0))
+    a = g1.cpu().double()  # float32 has no squares of tiny gradients
+    b = g2.cpu().double()
+    norms = a.norm() * b.norm()
+    return float(a @ b / norms) if norms > 0 else 0.0
 
 
 def project_conflicting(g1: Tensor, g2: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,8 @@ def classification(*, label_smoothing: float = 0.0) -> Objective:
     """Cross-entropy of `model(x)` [N, C] against labels y int64 [N]; logs the accuracy.
 
     Raises (when called):
-        ValueError: the logits are not [N, C], or a label does not fit the head.
+        ValueError: the logits are not [N, C], or (on a CPU) a label does not fit the head.  A GPU would have to be
+            waited for at every step; there torch stops later, with a "device-side assert".
     """
 
     def objective(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -61,7 +62,7 @@ def check_labels(logits: Tensor, y: Tensor, lowest: int = 0) -> None:
     if first < lowest or last >= logits.shape[1]:
         raise ValueError(
             f"labels run from {first} to {last}, but the head has {logits.shape[1]} outputs, "
-            f"for labels 0..{logits.shape[1] - 1}; attach a head of the right size"
+            f"for labels {lowest}..{logits.shape[1] - 1}; renumber the labels, or attach a head of the right size"
         )
 
 
