@@ -1,8 +1,6 @@
-from typing import NamedTuple
-
 import pytest
 import torch
-from toys import CPU
+from toys import CPU, Pair
 
 from tlhelpers.training import device
 from tlhelpers.training.device import autocast, batch_size, mixed_precision, to_device
@@ -39,13 +37,6 @@ def test_a_nested_batch_is_moved_whole_and_counted_by_its_first_tensor():
     tensors = [*moved["views"], moved["pair"][0], moved["pair"][1]["y"]]
     assert [tensor.device.type for tensor in tensors] == ["meta"] * 4
     assert batch_size(batch) == batch_size(torch.zeros(3, 9)) == 3
-
-
-class Pair(NamedTuple):
-    """A batch with names."""
-
-    x: torch.Tensor
-    y: torch.Tensor
 
 
 def test_a_batch_that_is_there_already_is_not_copied_and_keeps_its_names():
