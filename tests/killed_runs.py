@@ -13,6 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch._dynamo  # the first optimizer would import it, which takes seconds, in every child
 from toys import CPU, toy_examples, toy_model, weights_of
@@ -33,7 +34,7 @@ def whole_run(path, *, epochs=4, seed=0, objective=None, **options):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
 
     def noisy(x, generator):
-        return x + 0.1 * torch.randn(x.shape, generator=generator) + 0.01 * random.random()
+        return x + 0.1 * torch.randn(x.shape, generator=generator) + 0.01 * (random.random() + np.random.rand())
 
     training = TensorLoader(examples, 4, shuffle=True, augment=noisy, device=CPU)
     validation = TensorLoader(examples, 24, device=CPU)

@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from killed_runs import same, whole_run
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 from toys import CPU, toy_examples, toy_model, weights_of
 
 from tlhelpers.data import JointLoader, TensorLoader
+from tlhelpers.models import freeze, unfreeze
 from tlhelpers.objectives import classification, dann, distillation, feature_match, l2_sp, uncertainty_weighted
-from tlhelpers.training import checkpoint, fit
+from tlhelpers.runtime import seed_everything
+from tlhelpers.training import checkpoint, fit, loop
 
 
 def beside(path, ending):
@@ -88,13 +92,16 @@ def test_keeping_a_run_does_not_change_it_and_a_finished_one_returns_at_once(pat
     assert not beside(path, "partial").exists()
 
 
-@pytest.mark.parametrize("at", [1, 3, 7, 9, 27, 28])  # 6 steps and 1 validation per epoch
+@pytest.mark.parametrize("at", [1, 3, 6, 7, 9, 26, 27, 28])  # 6 steps and 1 validation per epoch
 def test_the_stop_button_ends_at_the_next_step_and_the_same_call_goes_on(path, at, capsys):
     history, *_ = whole_run(path, objective=pressing_stop(at))
     steps = at % 7 % 6 if at % 7 else 0
     assert len(history) == (at // 7 if steps else -(-at // 7))
     counted = f"{len(history)} epoch(s)" + (f" and {steps} of 6 steps" if steps else "")
-    assert f"Stopped after {counted}. The same call again goes on from there: {path}" in capsys.readouterr().out
+    if at > 26:  # the run was at its end
+        assert capsys.readouterr().out == ""
+    else:
+        assert f"Stopped after {counted}. The same call again goes on from there: {path}" in capsys.readouterr().out
     assert same(whole_run(None), whole_run(path))
     assert f"Continuing from {path} after {counted}." in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -194,9 +201,101 @@ def test_an_objective_that_is_a_module_learns_and_after_a_resume_ends_bit_equal(
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
 
 
+ORDERS = {
+    "its own": lambda data, generator: DataLoader(data, 4, shuffle=True, generator=generator),
+    "of its sampler": lambda data, generator: DataLoader(data, 4, sampler=RandomSampler(data, generator=generator)),
+    "of the sampler of its batches": lambda data, generator: DataLoader(
+        data, batch_sampler=BatchSampler(RandomSampler(data, generator=generator), 4, False)
+    ),
+}
+
+
+def unfreezing_run(path, order, at=None):
+    """History and weights of 4 epochs in which on_epoch unfreezes, with NumPy's numbers for all rates."""
+
+    def unfreeze_more(record):
+        if record["epoch"] == 1:
+            unfreeze(model.body.norm)  # the optimizer holds it already
+        if record["epoch"] == 2:
+            unfreeze(model.body.last)
+            optimizer.add_param_group({"params": model.body.last.parameters(), "lr": np.float64(0.01)})
+
+    seed_everything(0)
+    model = toy_model()
+    freeze(model.body)
+    examples = toy_examples()
+    training = ORDERS[order](TensorDataset(examples.x, examples.y), torch.Generator().manual_seed(3))
+    validation = TensorLoader(examples, 12, augment=lambda x, generator: torch.randn(x.shape, generator=generator))
+    parameters = [*model.head.parameters(), *model.body.norm.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=np.logspace(-3, -1, 3)[2], momentum=0.9, weight_decay=np.float64(0.01))
+    objective = pressing_stop(at)
+    options = {"schedule": np.cos, "on_epoch": unfreeze_more, "device": CPU, "checkpoint": path}
+    history = fit(model, (training, validation), objective, optimizer, epochs=4, **options)
+    return [record | {"seconds": 0} for record in history], weights_of(model)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_on_epoch_unfreezes_and_who_draws_the_order_are_the_same_after_a_resume(path, order):
+    history, weights = unfreezing_run(None, order)
+    for at in (8, 2, 7 + 8):  # in the last step of an epoch, in one, and after a group was added
+        unfreezing_run(path, order, at=at)
+    resumed_history, resumed_weights = unfreezing_run(path, order)
+    assert history == resumed_history
+    assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
+
+
+class Whole(nn.Module):
+    """An objective that owns all that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, model, batch):
+        return classification()(self.head, batch)
+
+
+def test_a_model_without_parameters_goes_on(path):
+    def run(path, epochs):
+        torch.manual_seed(0)
+        objective = Whole()
+        optimizer = torch.optim.SGD(objective.parameters(), lr=0.1)
+        loader = TensorLoader(toy_examples(), 4, device=CPU)
+        options = {"epochs": epochs, "device": CPU, "checkpoint": path}
+        fit(nn.Identity(), (loader, None), objective, optimizer, **options)
+        return objective.head.weight
+
+    run(path, 1)
+    assert torch.equal(run(path, 2), run(None, 2))
+
+
+def test_the_scale_of_a_float16_loss_goes_on(path, monkeypatch):
+    monkeypatch.setattr(loop, "mixed_precision", lambda _: torch.float16)
+    whole_run(path, objective=pressing_stop(9))
+    whole_run(path)
+    assert checkpoint.read(path)["scaler"]["_growth_tracker"] == 4 * 6  # steps
+
+
+class Odd:
+    """No plain value."""
+
+
+def test_a_run_that_cannot_be_kept_says_so_and_blames_no_file(path):
+    class Keeping(Stopping):
+        def get_extra_state(self):
+            return Odd()
+
+        def set_extra_state(self, state):
+            pass
+
+    words = r"this run cannot be kept in .*run.ckpt: .*plain values, test_checkpoint.Odd; make it plain"
+    with pytest.raises(ValueError, match=words):
+        whole_run(path, objective=Keeping(classification(), None))
+
+
 def test_an_objective_of_another_shape_is_refused_with_what_differs(path):
     joint_run(path, lambda model: dann(nn.Linear(6, 1)), at=3)
-    message = r"objective inner.discriminator.weight: torch.float32 \[1, 6\] .* in the file, None here"
+    message = r"objective.inner.discriminator.weight: torch.float32 \[1, 6\] .* in the file, None here"
     with pytest.raises(ValueError, match=message):
         joint_run(path, LEARNING_OBJECTIVES["a discriminator"])
 
@@ -227,6 +326,12 @@ def test_without_a_schedule_a_run_can_be_made_longer_not_shorter(path):
     assert same(whole_run(path, schedule=None, epochs=4), whole_run(None, schedule=None, epochs=4))
     with pytest.raises(ValueError, match="holds 4 epochs, more than epochs=3; give another path"):
         whole_run(path, schedule=None, epochs=3)
+    objective = Stopping(classification(), None)
+    objective.progress = 0.0
+    path.unlink()
+    whole_run(path, schedule=None, epochs=2, objective=objective)
+    with pytest.raises(ValueError, match=r"(?s)epochs: 2 in the file, 4 here.*objective follow the progress"):
+        whole_run(path, schedule=None, epochs=4, objective=objective)
 
 
 def other_run(path, *, model=None, make=torch.optim.AdamW, lr=0.05, batch_size=4, validation=None, **options):
@@ -240,14 +345,18 @@ def other_run(path, *, model=None, make=torch.optim.AdamW, lr=0.05, batch_size=4
 @pytest.mark.parametrize(
     ("different", "message"),
     [
-        ({"epochs": 5}, r"epochs: 4 in the file, 5 here\n.*schedule depends on the number of epochs"),
+        ({"epochs": 5}, r"epochs: 4 in the file, 5 here\n.*Schedule or objective follow the progress"),
+        (
+            {"best": "validation_a", "validation": TensorLoader(toy_examples(), 24)},
+            r"best: validation_loss in the file, validation_a here",
+        ),
         ({"lr": 0.1}, r"optimizer group 0 lr: 0.05 in the file, 0.1 here"),
         ({"make": torch.optim.SGD}, r"optimizer kind: AdamW in the file, SGD here"),
         ({"batch_size": 8}, r"steps per epoch: 6 in the file, 3 here"),
         ({"validation": TensorLoader(toy_examples(), 24)}, r"validation steps: None in the file, 1 here"),
         ({"schedule": None}, r"schedule: \[0.95, 0.75, 0.5, 0.25, .*\] in the file, None here"),
         ({"clip_norm": 1.0}, r"clip_norm: None in the file, 1.0 here"),
-        ({"model": nn.Linear(4, 3)}, r"model body.first.weight: torch.float32 \[8, 4\] .* in the file, None here"),
+        ({"model": nn.Linear(4, 3)}, r"model.body.first.weight: torch.float32 \[8, 4\] .* in the file, None here"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused_with_what_differs(path, different, message):
@@ -287,20 +396,33 @@ def test_a_pickle_that_runs_code_is_refused_and_nothing_of_it_is_run(path, fault
     fault_row("malicious pickle as a checkpoint", "refused, nothing of it run", 2, 2)
 
 
-def test_a_damaged_file_is_noticed_whichever_byte_is_wrong_and_the_previous_one_taken(path, capsys):
+def test_a_wrong_bit_is_noticed_or_harmless_wherever_it_is(path):
+    """All bits of the directory at the end, where one makes a folder of a tensor, and a byte in 20 of the rest."""
+    path.parent.mkdir()
+    tensors = {str(k): torch.full((300,), k) for k in range(2)}
+    checkpoint.write(path, {"format": checkpoint.FORMAT, "tensors": tensors, "plain": [1, "two", (3.0, None)]})
+    good = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        directory = archive.start_dir
+    flips = [(place, 0xFF) for place in range(0, directory, 20)]
+    flips += [(place, 1 << bit) for place in range(directory, len(good)) for bit in range(8)]
+    noticed = 0
+    for place, bits in flips:
+        path.write_bytes(good[:place] + bytes([good[place] ^ bits]) + good[place + 1 :])
+        try:
+            state = checkpoint.read(path)
+        except checkpoint.Damaged:
+            noticed += 1
+            continue
+        assert state["plain"] == [1, "two", (3.0, None)]
+        assert all(torch.equal(state["tensors"][name], tensor) for name, tensor in tensors.items())
+    assert noticed > len(flips) / 3  # the others are bytes that pad or repeat, which nobody reads
+
+
+def test_a_damaged_file_is_noticed_and_the_previous_one_taken(path, capsys):
     whole_run(path, objective=pressing_stop(9))
     whole = whole_run(None)
     good = path.read_bytes()
-    right = checkpoint.read(path)["model"]
-    noticed = 0
-    for place in range(0, len(good), len(good) // 60):
-        path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
-        try:
-            read = checkpoint.read(path)["model"]
-            assert all(torch.equal(read[name], right[name]) for name in right)
-        except (checkpoint.Damaged, ValueError):
-            noticed += 1
-    assert noticed > 30  # the others are bytes that pad or name, which nobody reads
     for damaged in (b"", good[: len(good) // 2], good[:-1]):
         path.write_bytes(damaged)
         shutil.copy(beside(path, "previous"), path.parent / "keep")

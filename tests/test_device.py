@@ -1,8 +1,9 @@
 import pytest
 import torch
-from toys import CPU
+from toys import CPU, Pair
 
-from tlhelpers.training import autocast, batch_size, device, mixed_precision, to_device
+from tlhelpers.training import device
+from tlhelpers.training.device import autocast, batch_size, mixed_precision, to_device
 
 
 def product_type():
@@ -38,12 +39,17 @@ def test_a_nested_batch_is_moved_whole_and_counted_by_its_first_tensor():
     assert batch_size(batch) == batch_size(torch.zeros(3, 9)) == 3
 
 
-def test_a_batch_that_is_there_already_is_not_copied():
-    x = torch.zeros(3, 2)
-    y = torch.ones(3)
-    moved_x, moved_y = to_device((x, y), CPU)
-    assert moved_x is x
-    assert moved_y is y
+def test_a_batch_that_is_there_already_is_not_copied_and_keeps_its_names():
+    batch = Pair(torch.zeros(3, 2), torch.ones(3))
+    moved = to_device(batch, CPU)
+    assert moved.x is batch.x
+    assert moved.y is batch.y
+
+
+@pytest.mark.parametrize(("thing", "kind"), [(None, "NoneType"), ("a word", "str"), (3, "int")])
+def test_what_is_no_tensor_is_refused(thing, kind):
+    with pytest.raises(ValueError, match=f"the batch holds a {kind}; let the loader give nothing but tensors"):
+        to_device({"source": (torch.zeros(3), thing)}, CPU)
 
 
 @pytest.mark.parametrize("empty", [(), [], {}, ([],), {"source": ()}])

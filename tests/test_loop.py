@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from toys import CPU, differing, toy_examples, toy_model, weights_of
 
 from tlhelpers.data import JointLoader, TensorLoader
-from tlhelpers.models import freeze
+from tlhelpers.models import freeze, unfreeze
 from tlhelpers.objectives import (
+    adaptation,
     classification,
     dann,
     distillation,
@@ -19,7 +20,7 @@ from tlhelpers.objectives import (
     multitask,
     uncertainty_weighted,
 )
-from tlhelpers.training import accuracy, evaluate, fit, loop, train_one_epoch, warmup_cosine
+from tlhelpers.training import accuracy, device, evaluate, fit, loop, train_one_epoch, warmup_cosine
 
 
 def loader(batch_size=8, *, shift=0):
@@ -121,18 +122,51 @@ def test_the_weights_of_the_epoch_with_the_lowest_validation_loss_come_back():
     assert evaluate(model, loaders[1], device=CPU)["loss"] == pytest.approx(losses[best])
 
 
-def test_of_equal_epochs_the_first_is_the_best_and_nan_is_never_the_best():
-    losses = iter([math.nan, 2.0, 1.0, 1.0, 1.5])
+def given_scores(**scores):
+    """An objective that logs these numbers in validation, one more with every call."""
 
     def objective(model, batch):
         if model.training:
             return classification()(model, batch)
-        return {"loss": torch.tensor(next(losses))}
+        return {name: torch.tensor(next(numbers)) for name, numbers in given.items()}
 
+    given = {name: iter(numbers) for name, numbers in scores.items()}
+    return objective
+
+
+@pytest.mark.parametrize(("best", "epoch"), [("validation_loss", 2), ("validation_task_loss", 3)])
+def test_the_number_that_is_named_tells_the_best_epoch_and_of_equal_ones_the_first_is_the_best(best, epoch):
+    objective = given_scores(loss=[2.0, 1.0, 1.0, 1.5], task_loss=[4.0, 3.0, 2.0, 2.0])
     model = toy_model()
     ends = []
-    train(model, (loader(), loader(24)), objective, epochs=5, on_epoch=lambda _: ends.append(weights_of(model)))
-    assert differing(ends[2], model) == []
+    loaders = (loader(), loader(24))
+    train(model, loaders, objective, epochs=4, best=best, on_epoch=lambda _: ends.append(weights_of(model)))
+    assert differing(ends[epoch - 1], model) == []
+
+
+def test_what_an_objective_has_learnt_comes_back_with_the_best_epoch():
+    discriminator = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    examples = toy_examples()
+    batch = {"source": (examples.x, examples.y), "target": (examples.x + 1, examples.y)}
+    model = toy_model()
+    objective = dann(discriminator, weight=3.0)
+    optimizer = torch.optim.SGD([*model.parameters(), *objective.parameters()], lr=0.5)
+    ends = []
+    history = fit(
+        model,
+        ([batch] * 3, [batch]),
+        objective,
+        optimizer,
+        epochs=8,
+        device=CPU,
+        best="validation_domain_loss",
+        on_epoch=lambda _: ends.append((weights_of(model), weights_of(objective))),
+    )
+    losses = [record["validation_domain_loss"] for record in history]
+    best = losses.index(min(losses))
+    assert best < 7
+    assert differing(ends[best][0], model) == []
+    assert differing(ends[best][1], objective) == []
 
 
 def test_warmup_cosine_rises_linearly_and_falls_as_half_a_cosine():
@@ -160,12 +194,50 @@ def test_a_schedule_scales_every_learning_rate_at_every_step():
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 1.0]
 
 
-def test_clipping_bounds_the_norm_of_the_whole_step():
+@pytest.mark.parametrize("schedule", [None, lambda progress: 1 - progress])
+def test_a_group_that_is_added_in_on_epoch_has_its_own_rate_under_the_schedule(schedule):
+    def unfreeze_body(record):
+        if record["epoch"] in (2, 4):  # the last one has no step left
+            part = model.body.last if record["epoch"] == 2 else model.body.first
+            unfreeze(part)
+            optimizer.add_param_group({"params": part.parameters(), "lr": 0.01})
+
+    model = toy_model()
+    freeze(model.body)
+    before = weights_of(model)
+    optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append([group["lr"] for group in optimizer.param_groups]))
+    options = {"epochs": 4, "schedule": schedule, "on_epoch": unfreeze_body, "device": CPU}
+    fit(model, (loader(), None), classification(), optimizer, **options)
+    factors = [(schedule or (lambda _: 1))((step + 0.5) / 12) for step in range(12)]
+    assert seen == [[0.1 * f] for f in factors[:6]] + [[0.1 * f, 0.01 * f] for f in factors[6:]]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.01, 0.01]
+    assert differing(before, model) == ["body.last.weight", "body.last.bias", "head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_clipping_bounds_the_norm_of_the_whole_step_whatever_the_loss_was_scaled_by(dtype, monkeypatch):
+    monkeypatch.setattr(loop, "mixed_precision", lambda _: dtype)
     model = toy_model()
     before = weights_of(model)
     train(model, (loader(24), None), epochs=1, lr=1.0, clip_norm=0.01)
     step = torch.cat([(p.detach() - before[name]).flatten() for name, p in model.named_parameters()])
     assert float(step.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_forward_passes_of_training_and_evaluation_are_in_the_type_of_the_device(monkeypatch):
+    def objective(model, batch):
+        types.append(model(batch[0]).dtype)
+        return classification()(model, batch)
+
+    monkeypatch.setattr(device, "mixed_precision", lambda _: torch.bfloat16)
+    types = []
+    model = toy_model()
+    history = train(model, (loader(), loader(24)), objective, epochs=1)
+    assert types == [torch.bfloat16] * 4
+    assert math.isfinite(history[0]["validation_loss"])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 # a loss that is not finite
@@ -198,30 +270,48 @@ def look_every(monkeypatch, steps):
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_on_a_cpu_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(broken):
-    model = toy_model()
-    objective, seen = breaking(7, epoch=2, broken=broken)
-    steps = []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    optimizer.register_step_post_hook(lambda *_: steps.append(weights_of(model)))
-    with pytest.raises(FloatingPointError, match=rf"is {broken} in epoch 2, step 7; lower the learning rate, set clip"):
-        fit(model, (loader(2), None), objective, optimizer, epochs=2, device=CPU)
-    assert len(seen) == 12 + 7
-    parameters = [name for name, _ in model.named_parameters()]
-    assert not set(differing(steps[-1], model)) & set(parameters)
-
-
 @pytest.mark.parametrize(("every", "noticed"), [(1, 7), (5, 10), (10, 10), (50, 12)])
-def test_on_a_gpu_it_is_noticed_later_named_exactly_and_the_best_weights_come_back(every, noticed, monkeypatch):
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("validation", [None, loader(24)])
+def test_a_loss_that_is_not_finite_is_named_and_the_weights_of_before_the_epoch_come_back(
+    broken, every, noticed, epoch, validation, monkeypatch
+):
     look_every(monkeypatch, every)
     model = toy_model()
-    objective, seen = breaking(7, epoch=2)
-    ends = []
-    with pytest.raises(FloatingPointError, match=r"nan in epoch 2, step 7; lower the learning rate, set clip_norm"):
-        train(model, (loader(2), loader(24)), objective, on_epoch=lambda _: ends.append(weights_of(model)))
-    assert len(seen) == 12 + noticed
-    assert len(ends) == 1
-    assert differing(ends[0], model) == []
+    objective, seen = breaking(7, epoch=epoch, broken=broken)
+    ends = [weights_of(model)]
+    words = f"the loss is (nan|{broken}) in epoch {epoch}, step 7; lower the learning rate, set clip_norm"
+    with pytest.raises(FloatingPointError, match=words):
+        train(model, (loader(2), validation), objective, on_epoch=lambda _: ends.append(weights_of(model)))
+    assert len(seen) == 12 * (epoch - 1) + noticed
+    assert len(ends) == epoch
+    assert differing(ends[-1], model) == []
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_batch_that_is_not_finite_leaves_no_trace_in_batchnorm_of_model_and_objective(checked, monkeypatch):
+    if not checked:  # the objective itself refuses such features; without that, the loop does
+        monkeypatch.setattr(adaptation, "check_domains", lambda *_, **__: None)
+    examples = toy_examples()
+    good = {"source": (examples.x, examples.y), "target": (examples.x + 1, examples.y)}
+    bad = good | {"source": (examples.x * math.nan, examples.y)}
+    model = toy_model()
+    objective = dann(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)))
+    before = weights_of(model), weights_of(objective)
+    optimizer = torch.optim.SGD([*model.parameters(), *objective.parameters()], lr=0.1)
+    with pytest.raises((ValueError, FloatingPointError), match=r"source features hold NaN|epoch 1, step 2"):
+        fit(model, ([good, bad], None), objective, optimizer, epochs=1, device=CPU)
+    assert differing(before[0], model) == differing(before[1], objective) == []
+
+
+@pytest.mark.parametrize(("losses", "epoch"), [([math.nan], 1), ([1.0, math.inf], 2)])
+def test_a_validation_that_is_not_finite_is_named_and_the_last_good_weights_come_back(losses, epoch):
+    model = toy_model()
+    ends = [weights_of(model)]
+    objective = given_scores(loss=losses)
+    with pytest.raises(FloatingPointError, match=f"validation_loss is {losses[-1]} in epoch {epoch}; look for NaN"):
+        train(model, (loader(), loader(24)), objective, epochs=3, on_epoch=lambda _: ends.append(weights_of(model)))
+    assert differing(ends[-1], model) == []
 
 
 def test_a_late_look_changes_nothing_about_a_run_without_a_broken_loss(monkeypatch):
@@ -240,12 +330,11 @@ def test_a_late_look_changes_nothing_about_a_run_without_a_broken_loss(monkeypat
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_on_a_gpu_without_a_validation_the_weights_of_before_the_epoch_come_back(epoch):
+def test_on_a_gpu_too_the_weights_of_before_the_epoch_come_back():
     model = toy_model()
-    objective, _ = breaking(7, epoch=epoch)
-    ends = [weights_of(model)]
-    with pytest.raises(FloatingPointError, match=rf"nan in epoch {epoch}, step 7"):
+    objective, _ = breaking(7, epoch=2)
+    ends = []
+    with pytest.raises(FloatingPointError, match="nan in epoch 2, step 7"):
         train(
             model,
             (loader(2), None),
@@ -259,6 +348,17 @@ def test_on_a_gpu_without_a_validation_the_weights_of_before_the_epoch_come_back
 # what cannot work is refused
 
 
+class Lying(list):
+    """So many batches, and another length."""
+
+    def __init__(self, n, length):
+        super().__init__([(toy_examples().x, toy_examples().y)] * n)
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+
 @pytest.mark.parametrize(
     ("loaders", "options", "message"),
     [
@@ -267,6 +367,23 @@ def test_on_a_gpu_without_a_validation_the_weights_of_before_the_epoch_come_back
         ((loader(), None), {"epochs": 0}, "epochs=0 and accumulate=1 must be at least 1"),
         ((loader(), None), {"accumulate": 0}, "epochs=2 and accumulate=0 must be at least 1"),
         ((loader(), None), {"objective": lambda *_: {"cost": 1}}, r"returned \['cost'\]; it must have an entry 'loss'"),
+        ((loader(), loader()), {"objective": given_scores(cost=[1.0] * 3)}, r"loss' is not logged; .*validation_cost"),
+        ((loader(), loader()), {"best": "validation_task_loss"}, "not logged; .*'validation_loss', 'validation_acc"),
+        ((loader(), loader()), {"best": "validation_accuracy"}, "must be a loss of the validation, .*the lowest wins"),
+        ((loader(), loader()), {"best": "loss"}, "best='loss' must be a loss of the validation"),
+        (
+            (loader(), None),
+            {"best": "validation_task_loss"},
+            "needs a validation loader; without one, the last",
+        ),
+        ((Lying(3, 5), None), {}, "training loader gave 3 batches, its length says 5; correct __len__"),
+        ((Lying(5, 3), None), {}, "training loader gave more than 3 batches, its length; correct __len__"),
+        ((loader(23), None), {}, "the batch of epoch 1, step 2, .* has 1 example, .*; take another batch_size"),
+        (
+            (loader(), None),
+            {"objective": lambda model, batch: classification()(model, batch) | {"rows": torch.ones(8)}},
+            r"logs 'rows' of shape \[8\]; log its mean instead",
+        ),
     ],
 )
 def test_a_run_that_cannot_work_is_refused_with_the_remedy(loaders, options, message):

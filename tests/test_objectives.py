@@ -86,7 +86,7 @@ def test_l2_sp_costs_nothing_at_the_starting_point_and_logs_what_its_objective_l
     logged = l2_sp(classification(), model.body, alpha=9.0)(model, batch)
     assert logged["loss"] == classification()(model, batch)["loss"]
     assert logged["drift"] == 0
-    assert set(logged) == {"loss", "accuracy", "drift"}
+    assert set(logged) == {"loss", "task_loss", "accuracy", "drift"}
 
 
 def test_l2_sp_holds_back_only_what_may_move():

@@ -64,7 +64,8 @@ from tlhelpers.objectives import (
     reverse_gradient,
     squared_mmd,
 )
-from tlhelpers.training import accuracy, batch_size, evaluate, warmup_cosine
+from tlhelpers.training import accuracy, evaluate, warmup_cosine
+from tlhelpers.training.device import batch_size
 
 MORE = 10 if os.environ.get("HYPOTHESIS_PROFILE") == "large" else 1
 # The same inputs in every run, and no file that remembers failures.

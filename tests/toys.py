@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +11,13 @@ from tlhelpers.data import Examples
 from tlhelpers.models import Backbone, Normalize
 
 CPU = torch.device("cpu")  # oracles that hold to the last bit are compared there
+
+
+class Pair(NamedTuple):
+    """A batch with names."""
+
+    x: torch.Tensor
+    y: torch.Tensor
 
 
 def toy_model() -> nn.Sequential:

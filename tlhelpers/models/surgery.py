@@ -60,6 +60,21 @@ def _stay_in_eval(module: nn.Module, inputs: tuple) -> None:
     module.training = False
 
 
+def is_held(part: nn.Module) -> bool:
+    """Does `freeze` keep this module, whatever is in it, in eval mode?"""
+    return _stay_in_eval in part._forward_pre_hooks.values()
+
+
+def hold(part: nn.Module, held: bool) -> None:
+    """Let a module, but nothing in it, return to eval mode whenever it runs, or no longer."""
+    if held and not is_held(part):
+        part.register_forward_pre_hook(_stay_in_eval)
+    if not held:
+        for key in [key for key, hook in part._forward_pre_hooks.items() if hook is _stay_in_eval]:
+            del part._forward_pre_hooks[key]
+    part.training = not held
+
+
 def freeze(module: nn.Module) -> None:
     """Stop a module from changing: no gradients, and no BatchNorm or dropout updates either.
 
@@ -71,9 +86,7 @@ def freeze(module: nn.Module) -> None:
         parameter.requires_grad_(False)
         parameter.grad = None  # an optimizer with momentum moves a parameter that still has a gradient
     for part in module.modules():
-        part.training = False
-        if _stay_in_eval not in part._forward_pre_hooks.values():
-            part.register_forward_pre_hook(_stay_in_eval)
+        hold(part, True)
 
 
 def unfreeze(module: nn.Module) -> None:
@@ -81,10 +94,7 @@ def unfreeze(module: nn.Module) -> None:
     for parameter in module.parameters():
         parameter.requires_grad_(True)
     for part in module.modules():
-        part.training = True
-        for key, hook in list(part._forward_pre_hooks.items()):
-            if hook is _stay_in_eval:
-                del part._forward_pre_hooks[key]
+        hold(part, False)
 
 
 def train_mode(model: nn.Module) -> None:

@@ -173,7 +173,8 @@ def dann(discriminator: nn.Module, *, weight: float = 1.0) -> DomainAdversarial:
     Args:
         discriminator: features [N, D] -> logits [N, 1]; it learns by `objective.parameters()`.
 
-    Logs "domain_loss", "domain_accuracy" and "lambda".
+    Logs "domain_loss", "domain_accuracy" and "lambda".  The loss holds that of the discriminator, which rises
+    where the domains meet; best="validation_source_loss" lets `fit` compare epochs by the task's.
 
     Raises:
         ValueError: weight < 0; when called, as `coral`, or logits of another shape.

@@ -75,7 +75,8 @@ def uncertainty_weighted(tasks: Iterable[str], objectives: dict[str, Objective] 
     every task: the best s_t at a fixed L_t is log(L_t).  (For a classifier they drop the half before
     L_t, which makes it log(2 * L_t).)  The s_t are `objective.log_variances`; they go to the optimizer with
     `objective.parameters()`.  Batches, logs and errors as for `multitask`, and exp(-s_t) / 2 as
-    "source_weight", ...  Compare epochs by one task's loss: the sum changes its meaning.
+    "source_weight", ...  The sum changes its meaning, so let `fit` compare epochs by a task's loss, such as
+    best="validation_source_loss".
 
     Raises:
         ValueError: no task, or as `multitask`.

@@ -5,8 +5,8 @@ numbers to log.  `batch` is whatever the loader yields, a pair `(x, y)` unless s
 
 An objective with parameters or state (a discriminator, log variances, a teacher) is an `nn.Module`: `fit`
 moves it to the device and keeps it in checkpoints, and `objective.parameters()` go to the optimizer like
-any others.  One whose strength changes during a run has an attribute `progress` in [0, 1], which `fit` sets
-before every step (by hand: `objective.progress = (step + 0.5) / steps`).
+any others.  An nn.Module whose strength changes during a run has an attribute `progress` in [0, 1], which
+`fit` sets before every step (by hand: `objective.progress = (step + 0.5) / steps`).
 """
 
 from collections.abc import Callable
@@ -92,7 +92,7 @@ class L2SP(nn.Module):
         distance = sum(((w - w0) ** 2).sum() for w, w0 in zip(self.held, starts, strict=True))
         size = sum((v**2).sum() for v in self.shrunk)
         loss = logged["loss"] + self.alpha / 2 * distance + self.beta / 2 * size
-        return {**logged, "loss": loss, "drift": distance.detach().sqrt()}
+        return {**logged, "loss": loss, "task_loss": logged["loss"], "drift": distance.detach().sqrt()}
 
 
 def l2_sp(
@@ -104,7 +104,7 @@ def l2_sp(
     the time of this call, and beta/2 * ||v||^2 over those of `head` (Li, Grandvalet & Davoine 2018,
     arXiv:1802.01483).  Set the optimizer's weight_decay to 0, or both act.
 
-    Logs "drift", ||w - w0||.
+    Logs "drift", ||w - w0||, and the loss of `objective` as "task_loss", by which `fit` can tell the best epoch.
 
     Raises:
         ValueError: alpha or beta is negative, or the body has no trainable parameter.

@@ -5,6 +5,7 @@ The file is what `torch.save` writes: a zip of tensors with a CRC-32 each.  It i
 """
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -21,7 +22,7 @@ from tlhelpers.files import atomic
 from tlhelpers.training.distributed import Team
 from tlhelpers.training.history import RunState
 
-FORMAT = "tlhelpers checkpoint 2"
+FORMAT = "tlhelpers checkpoint 3"
 
 
 class Damaged(Exception):
@@ -115,6 +116,11 @@ def write(path: Path, state: dict) -> None:
             raise OSError(
                 f"what was written to {temporary} cannot be read back ({error}); is the disk failing?"
             ) from None
+        except ValueError as error:
+            raise ValueError(
+                f"this run cannot be kept in {path}: model, objective, optimizer or records hold more than tensors and "
+                f"plain values, {_forbidden(error.__cause__)}; make it plain, or go without a checkpoint"
+            ) from None
         _keep_as_previous(path)
 
 
@@ -140,26 +146,34 @@ def read(path: Path, *, into_memory: bool = True) -> dict:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise Damaged("its parts are compressed, which torch never does")
+            for entry in archive.infolist():
+                # One wrong bit here makes a folder of a tensor: torch would read nothing, and not say so.
+                if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr != 0:
+                    raise Damaged(f"torch would not have written {entry.filename} like this")
             if bad := archive.testzip():
                 raise Damaged(f"the checksum of {bad} is wrong")
     except (OSError, Damaged) as error:
         raise (error if isinstance(error, Damaged | PermissionError) else Damaged(str(error))) from None
-    except Exception as error:  # zipfile raises half a dozen kinds for files that are not whole
+    except Exception as error:  # zipfile raises half a dozen kinds for a file that is not whole
         raise Damaged(str(error)) from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=not into_memory)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it holds more than tensors and plain values, and could run code. Nothing of it "
-            f"was run. Delete it if you do not know where it is from. ({str(error).splitlines()[0]})"
-        ) from None
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise Damaged(str(error).splitlines()[0]) from None
+            f"was run. Delete it if you do not know where it is from. (It holds {_forbidden(error)}.)"
+        ) from error
+    except Exception as error:  # torch, too
+        raise Damaged(str(error)) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by fit(..., checkpoint=...); give another path")
     return state
+
+
+def _forbidden(error: Exception | None) -> str:
+    """The name of what `weights_only` refused, from the middle of torch's advice."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return named[1] if named else "of a kind that torch does not name"
 
 
 def _read_latest(path: Path) -> dict | None:
@@ -189,15 +203,15 @@ def _check_same_plan(path: Path, state: dict, plan: dict) -> None:
     new = _flat(plan)
     if done > new["epochs"]:
         raise ValueError(f"{path} holds {done} epochs, more than epochs={new['epochs']}; give another path")
-    if new.get("schedule") is None and old.get("schedule") is None:
-        old["epochs"] = new["epochs"]  # without a schedule a longer run begins like a shorter one
+    if all(flat["schedule"] is None and not flat["progress"] for flat in (old, new)):
+        old["epochs"] = new["epochs"]  # no step depends on it: a longer run begins like a shorter one
     different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not different:
         return
     lines = [f"  {name}: {old.get(name)} in the file, {new.get(name)} here" for name in different[:5]]
     lines += [f"  and {len(different) - 5} more"] if len(different) > 5 else []
     if "epochs" in different:
-        lines.append("  (The schedule depends on the number of epochs: all steps would have had other rates.)")
+        lines.append("  (Schedule or objective follow the progress: all steps would have been others.)")
     lines.append("Repeat the call that wrote the file, or start anew with another path or after deleting it.")
     raise ValueError("\n".join([f"{path} belongs to another run:", *lines]))
 

@@ -1,6 +1,7 @@
 """What a device wants: batches that lie on it, and the precision in which it multiplies fastest."""
 
 import contextlib
+from collections.abc import Mapping
 
 import torch
 
@@ -23,12 +24,26 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def to_device(batch, device: torch.device):
-    """A batch with all its tensors on `device`: a tensor, or tuples, lists and dicts of such, nested at will."""
+    """A batch with all its tensors on `device`: a tensor, or tuples, lists and dicts of such, nested at will.
+
+    Raises:
+        ValueError: the batch holds something else.
+    """
     if isinstance(batch, torch.Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
     if isinstance(batch, (tuple, list)):
-        return tuple([to_device(value, device) for value in batch])
-    return {key: to_device(value, device) for key, value in batch.items()}
+        return like(batch, [to_device(value, device) for value in batch])
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    raise ValueError(
+        f"the batch holds a {type(batch).__name__}; let the loader give nothing but tensors, in tuples, lists or dicts "
+        "(where there are no labels, torch.full((n,), -1))"
+    )
+
+
+def like(batch: tuple | list, values: list) -> tuple:
+    """The values as a tuple, with names if the batch has some."""
+    return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
 
 
 def batch_size(batch) -> int:

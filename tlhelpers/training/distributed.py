@@ -5,21 +5,22 @@ accelerate starts only one process there without it), on several machines with
 `--num_machines`, `--machine_rank` and `--main_process_ip` as well, or in a notebook with
 `accelerate.notebook_launcher(function, num_processes=2)`; `fit` and `evaluate` notice it by themselves,
 and the group of processes is left when Python ends.
-Every process needs the same loaders and takes its share of each batch, so that the loss of the whole
-batch is what one process would have, up to rounding.  What is computed over a batch is not: BatchNorm,
-or a distance between two domains, sees one piece at a time.
+Every process needs the same loaders and takes its share of each batch.  A loss that is a mean over the
+examples of a batch is then what one process would have, up to rounding.  What else is computed over a
+batch is not: BatchNorm, a distance between two domains, or a mean over the labelled examples sees one
+piece at a time.
 """
 
 import atexit
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tlhelpers.training.device import batch_size
+from tlhelpers.training.device import batch_size, like
 from tlhelpers.training.history import Means
 
 
@@ -90,10 +91,19 @@ class Team:
         The weights are such that the mean over processes of the sum over pieces is the mean over the
         batch.  A batch of fewer examples than pieces leaves some empty; they are left out, but a
         process takes part in every step, if need be with a weight of 0.
+
+        Raises:
+            ValueError: there is something to cut, but not all tensors of the batch have one length.
         """
         total = batch_size(batch)
         if self.size == accumulate == 1:
             return [Piece(batch, 1.0, total)]
+        lengths = set(_lengths(batch))
+        if lengths != {total}:
+            raise ValueError(
+                f"the tensors of a batch have {sorted(lengths)} examples and cannot be cut alike; let the loaders give "
+                "equally many, or train in one process with accumulate=1"
+            )
         mine = cut(batch, self.size * accumulate)[self.rank * accumulate :][:accumulate]
         pieces = [Piece(piece, self.size * batch_size(piece) / total, batch_size(piece)) for piece in mine]
         return [piece for piece in pieces if piece.examples] or [Piece(batch, 0.0, 0)]
@@ -147,4 +157,13 @@ def cut(batch, pieces: int) -> list:
     if isinstance(batch, Mapping):
         parts = {key: cut(value, pieces) for key, value in batch.items()}
         return [{key: part[k] for key, part in parts.items()} for k in range(pieces)]
-    return list(zip(*(cut(value, pieces) for value in batch), strict=True))
+    return [like(batch, part) for part in zip(*(cut(value, pieces) for value in batch), strict=True)]
+
+
+def _lengths(batch) -> Iterator[int]:
+    """Of all tensors in a batch; 0 of a single number."""
+    if isinstance(batch, Tensor):
+        yield len(batch) if batch.ndim else 0
+        return
+    for part in batch.values() if isinstance(batch, Mapping) else batch:
+        yield from _lengths(part)

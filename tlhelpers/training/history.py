@@ -5,14 +5,14 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator
-from ctypes import c_float
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlhelpers.training.schedules import Rates
+from tlhelpers.models.surgery import hold, is_held
+from tlhelpers.training.schedules import Rates, with_progress
 
 
 class Means:
@@ -21,28 +21,27 @@ class Means:
     On a GPU the sums stay there until `result`, because reading a number would wait for the device.
 
     Attributes:
-        steps: batches so far, which the loop counts.
         examples: examples so far.
         sums: per name, the sum over examples: a number, or a 0-d tensor on a GPU.
     """
 
     def __init__(self) -> None:
         self.sums: dict[str, float | Tensor] = {}
-        self.steps = 0
         self.examples = 0
 
     def add(self, logged: dict[str, Tensor], examples: int) -> None:
-        """Count so many examples, of which `logged` holds the means."""
+        """Count so many examples, of which `logged` holds the means.
+
+        Raises:
+            ValueError: a tensor that is no single number.
+        """
         self.examples += examples
         for name, value in logged.items():
-            # In float32 a share times its number is whole again; rounding is faster than three operations of torch.
-            if isinstance(value, Tensor) and value.is_cpu:
-                value = c_float(value.item() * examples).value
-            elif isinstance(value, Tensor):
-                value = value.detach().float() * examples
-            else:
-                value = value * examples
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            if isinstance(value, Tensor):
+                if value.numel() != 1:
+                    raise ValueError(f"the objective logs {name!r} of shape {list(value.shape)}; log its mean instead")
+                value = value.item() if value.is_cpu else value.detach().float()
+            self.sums[name] = self.sums.get(name, 0.0) + value * examples
 
     def result(self) -> dict[str, float]:
         """The means.
@@ -60,9 +59,13 @@ class RunState:
     """One run of `fit`: the objects that it changes, and how far it is.
 
     Attributes:
+        best: the number of a record by which epochs are judged; the lowest wins.
         history: the records of the finished epochs.
-        best_loss: the lowest validation loss so far, which belongs to `best_weights`.
-        means: of the epoch under way; no steps between epochs.
+        best_score: the lowest such number so far, which belongs to `best_weights`.
+        best_weights: of the model, and of what the objective learns.
+        last_good: the best weights so far; those of before this epoch if there are none.
+        means: of the epoch under way.
+        steps: of the epoch under way; 0 between epochs.
         seconds: that earlier calls have spent on the epoch under way.
         epoch_start: what decided the batches of the epoch under way.
     """
@@ -73,58 +76,104 @@ class RunState:
     scaler: torch.amp.GradScaler
     rates: Rates
     loaders: tuple[Iterable, Iterable | None]
+    best: str
     history: list[dict] = field(default_factory=list)
-    best_loss: float = math.inf
-    best_weights: dict[str, Tensor] | None = None
+    best_score: float = math.inf
+    best_weights: dict | None = None
+    last_good: dict | None = None
     means: Means = field(default_factory=Means)
+    steps: int = 0
     seconds: float = 0.0
     epoch_start: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._clock = time.perf_counter()
+        both = {"model": self.model, "objective": self.objective}
+        # One module, so that every tensor has a name.
+        self.modules = nn.ModuleDict({name: part for name, part in both.items() if isinstance(part, nn.Module)})
 
     def __str__(self) -> str:
-        steps = f" and {self.means.steps} of {len(self.loaders[0])} steps" if self.means.steps else ""
+        steps = f" and {self.steps} of {len(self.loaders[0])} steps" if self.steps else ""
         return f"{len(self.history)} epoch(s){steps}"
 
     def remaining_batches(self) -> Iterator:
-        """The batches of this epoch: all of them, or those that an interrupted epoch has left."""
+        """Begin an epoch, or go on with it: all its batches, or those that an interruption has left.
+
+        Raises:
+            ValueError: the loader gives more or fewer batches than its length.
+        """
         self._clock = time.perf_counter() - self.seconds
-        batches = self.loaders[0]
-        if self.means.steps == 0:
-            yield from batches
-            return
+        self.last_good = self.best_weights or self._weights()
+        batches = self._batches_after(self.steps) if self.steps else self.loaders[0]
+        length = len(self.loaders[0])
+        for batch in batches:
+            if self.steps == length:
+                raise ValueError(f"the training loader gave more than {length} batches, its length; correct __len__")
+            self.steps += 1
+            yield batch
+        if self.steps < length:
+            raise ValueError(
+                f"the training loader gave {self.steps} batches, its length says {length}; correct __len__"
+            )
+
+    def _batches_after(self, steps: int) -> Iterator:
+        """The batches of the epoch that began at `epoch_start`, without the first ones."""
         now = random_states()
         set_batch_order(self.loaders, self.epoch_start)
-        batches = iter(batches)
-        for _ in range(self.means.steps):
-            next(batches)
+        batches = iter(self.loaders[0])
+        for _ in range(steps):
+            next(batches, None)
         set_random_states(now)
-        yield from batches
+        return batches
 
     @property
     def epoch_is_whole(self) -> bool:
         """Every batch of the epoch under way was learnt from."""
-        return self.means.steps == len(self.loaders[0])
+        return self.steps == len(self.loaders[0])
 
     def end_epoch(self, train: dict[str, float], validation: dict[str, float] | None) -> dict:
-        """Record a finished epoch, and keep the weights if they are the best so far; returns the record."""
-        record = {"epoch": len(self.history) + 1, "lr": self.optimizer.param_groups[0]["lr"]}
+        """Record a finished epoch, and keep the weights if they are the best so far; returns the record.
+
+        Raises:
+            ValueError: the number that says which epoch is best is not logged.
+            FloatingPointError: it is not finite.
+        """
+        record = {"epoch": len(self.history) + 1, "lr": float(self.optimizer.param_groups[0]["lr"])}
         record |= {f"train_{name}": value for name, value in train.items()}
         if validation is not None:
             record |= {f"validation_{name}": value for name, value in validation.items()}
-            if validation["loss"] < self.best_loss:
-                self.best_loss = validation["loss"]
-                self.best_weights = copy.deepcopy(self.model.state_dict())
+            self._judge(record)
         self.history.append(record | {"seconds": time.perf_counter() - self._clock})
         self.means = Means()
+        self.steps = 0
         self.seconds = 0.0
         return self.history[-1]
 
-    def restore_best(self) -> None:
-        """Put the best weights so far back into the model, if there are any, and leave it in eval mode."""
-        if self.best_weights is not None:
-            self.model.load_state_dict(self.best_weights)
+    def _judge(self, record: dict) -> None:
+        if self.best not in record:
+            logged = [name for name in record if name.startswith("validation_")]
+            raise ValueError(f"best={self.best!r} is not logged; the objective logs {logged}")
+        score = record[self.best]
+        if not math.isfinite(score):
+            raise FloatingPointError(
+                f"{self.best} is {score} in epoch {record['epoch']}; look for NaN in the validation inputs, "
+                "or lower the learning rate"
+            )
+        if score < self.best_score:
+            self.best_score = score
+            self.best_weights = self._weights()
+
+    def _weights(self) -> dict:
+        """A copy of what belongs together: the model, and what the objective learns."""
+        return copy.deepcopy({"model": self.model.state_dict(), "objective": learning(self.objective)})
+
+    def restore(self, weights: dict | None) -> None:
+        """Put such a copy back, if there is one, and leave the model in eval mode."""
+        if weights is not None:
+            self.model.load_state_dict(weights["model"])
+            own = learning(self.objective)
+            for name in own.keys() & weights["objective"].keys():
+                own[name].copy_(weights["objective"][name])
         self.model.eval()
 
     def plan(self) -> dict:
@@ -135,62 +184,89 @@ class RunState:
             groups[f"group {k}"] = {"lr": float(rate), "parameters": len(group["params"]), **settings}
         schedule = self.rates.schedule
         _, validation = self.loaders
+        tensors = [*self.modules.named_parameters(), *self.modules.named_buffers()]
         return {
+            "best": self.best,
             "steps per epoch": len(self.loaders[0]),
             "validation steps": None if validation is None else len(validation),
             "schedule": schedule and [float(schedule(part)) for part in (0.05, 0.25, 0.5, 0.75, 0.95)],
+            "progress": bool(with_progress(self.objective)),
             "optimizer": {"kind": type(self.optimizer).__name__, **groups},
-            "model": _tensors_of(self.model),
-            "objective": _tensors_of(self.objective) if isinstance(self.objective, nn.Module) else {},
+            "tensors": {name: f"{t.dtype} {list(t.shape)} trainable={t.requires_grad}" for name, t in tensors},
         }
 
     def state(self) -> dict:
         """All of it as tensors and plain values."""
-        if self.means.steps == 0:  # between two epochs: the next one begins as things are now
+        if self.steps == 0:  # between two epochs: the next one begins as things are now
             self.epoch_start = batch_order(self.loaders)
         else:
             self.seconds = time.perf_counter() - self._clock
-        return {
-            "model": dict(self.model.state_dict()),
-            "objective": self._objective_state(),
+        state = {
+            "tensors": self.modules.state_dict(),
+            "trainable": [name for name, parameter in self.modules.named_parameters() if parameter.requires_grad],
+            "held": [name for name, part in self.modules.named_modules() if is_held(part)],
+            "groups": self._groups(),
+            "rates": self.rates.first,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.rates.step,
             "history": self.history,
-            "best": (self.best_loss, self.best_weights and dict(self.best_weights)),
+            "best": (self.best_score, self.best_weights),
             "means": vars(self.means),
+            "steps": self.steps,
             "seconds": self.seconds,
             "epoch_start": self.epoch_start,
             "random": random_states(),
         }
+        return _plain(state)
 
     def load_state(self, state: dict) -> None:
         """Go to where `state` was taken; the objects must be like those it was taken from."""
-        self.model.load_state_dict(state["model"])
-        if isinstance(self.objective, nn.Module):
-            self.objective.load_state_dict(state["objective"])
+        self.modules.load_state_dict(state["tensors"])
+        parameters = dict(self.modules.named_parameters())
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in state["trainable"])
+        for name, part in self.modules.named_modules():
+            if is_held(part) != (name in state["held"]):
+                hold(part, not is_held(part))
+        for names in state["groups"][len(self.optimizer.param_groups) :]:
+            self.optimizer.add_param_group({"params": [parameters[name] for name in names]})
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.rates.first = state["rates"]
         self.rates.step = state["step"]
         self.history = state["history"]
-        self.best_loss, self.best_weights = state["best"]
-        device = next(self.model.parameters()).device
-        sums = state["means"]["sums"]
-        sums = {name: total.to(device) if isinstance(total, Tensor) else total for name, total in sums.items()}
-        vars(self.means).update(state["means"] | {"sums": sums})
+        self.best_score, self.best_weights = state["best"]
+        vars(self.means).update(state["means"])
+        self.steps = state["steps"]
         self.seconds = state["seconds"]
         self.epoch_start = state["epoch_start"]
         set_batch_order(self.loaders, self.epoch_start)
         set_random_states(state["random"])
 
-    def _objective_state(self) -> dict:
-        return dict(self.objective.state_dict()) if isinstance(self.objective, nn.Module) else {}
+    def _groups(self) -> list[list[str]]:
+        """The names of the parameters in every group of the optimizer."""
+        names = {parameter: name for name, parameter in self.modules.named_parameters()}
+        return [[names[parameter] for parameter in group["params"]] for group in self.optimizer.param_groups]
 
 
-def _tensors_of(module: nn.Module) -> dict[str, str]:
-    """Parameters and buffers, in words."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return {name: f"{t.dtype} {list(t.shape)} trainable={t.requires_grad}" for name, t in tensors}
+def learning(objective: object) -> dict[str, Tensor]:
+    """Parameters and buffers of those modules in an objective that have something to learn: no frozen teacher's."""
+    tensors = {}
+    for name, part in objective.named_modules() if isinstance(objective, nn.Module) else ():
+        if any(parameter.requires_grad for parameter in part.parameters(recurse=False)):
+            tensors |= part.named_parameters(name, recurse=False)
+            tensors |= part.named_buffers(name, recurse=False)
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _plain(value):
+    """The same with NumPy's numbers, such as a rate from np.logspace, as Python's, which a checkpoint can hold."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def random_states() -> dict:
@@ -241,5 +317,7 @@ def _set_position(loader: Iterable | None, position: dict) -> None:
 
 
 def _generators(loader: Iterable | None) -> list[torch.Generator]:
-    owners = (loader, getattr(loader, "sampler", None))
-    return [owner.generator for owner in owners if getattr(owner, "generator", None) is not None]
+    """Those of a `DataLoader` and of its samplers, whichever it was given."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    return [owner.generator for owner in (loader, *samplers) if getattr(owner, "generator", None) is not None]

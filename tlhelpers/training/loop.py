@@ -1,6 +1,5 @@
 """The loop.  It never changes: what is learnt is the objective's business, what may move is the optimizer's."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from tlhelpers.training.checkpoint import Checkpoint, stop_button
 from tlhelpers.training.device import autocast, mixed_precision, to_device
 from tlhelpers.training.distributed import Team
 from tlhelpers.training.history import Means, RunState
-from tlhelpers.training.schedules import Rates
+from tlhelpers.training.schedules import Rates, with_progress
 
 LOOK_EVERY = 50  # steps after which a GPU is asked whether a loss was not finite; asking waits for it
 
@@ -37,6 +36,7 @@ def fit(
     on_epoch: Callable[[dict], None] | None = None,
     checkpoint: str | Path | None = None,
     accumulate: int = 1,
+    best: str = "validation_loss",
 ) -> list[dict]:
     """Train a model, and leave it with the weights of its best epoch.
 
@@ -68,61 +68,72 @@ def fit(
             `warmup_cosine()`; constant when None.
         clip_norm: largest allowed norm of the whole gradient.
         device: the accelerator if there is one when None.
-        on_epoch: called with the record of every epoch, in every process.
+        on_epoch: called with the record of every epoch, in every process.  It may freeze and unfreeze, and add
+            groups to the optimizer.
         checkpoint: a file that keeps the run after every epoch.  The same call again, after a crash or
             in a new kernel, goes on from there and ends as if nothing had happened (on a CPU bit-equal;
-            `on_epoch` hears only what is new).  Ctrl-C, the stop button, then ends the run at the next
-            step: it is kept, and what there is so far is returned.  Without a schedule `epochs` may
-            grow; everything else must be as before.  The file has up to four times the size of the
+            `on_epoch` hears what is new, and again an epoch in which it broke off itself).  Ctrl-C, the stop
+            button, then ends the run at the next step: it is kept, and what there is so far is returned.
+            `epochs` may grow where no step depends on it, by a schedule or an objective with `progress`;
+            everything else must be as before.  The file has up to four times the size of the
             weights (Adam keeps two numbers each, and the best weights are there too; a teacher comes on
             top), and the one before stays beside it.  Data, and what a function holds that is no module,
             are not kept.  A shuffled `DataLoader` inside a `JointLoader` needs a generator of its own, or the
             rest of an interrupted epoch has other batches.  With several processes the first one writes, and
             Ctrl-C loses the epoch under way.
-        accumulate: work on every batch in so many pieces, which takes less memory and gives the same
-            step up to rounding, but for BatchNorm, which sees one piece at a time.
+        accumulate: work on every batch in so many pieces, which takes less memory.  The step is the same, up
+            to rounding, if the loss is a mean over the examples of a batch.  It is not for what else is
+            computed over a batch: BatchNorm, a distance between two domains, a mean over the labelled examples.
+        best: the number of a record whose lowest value tells the best epoch.  Where the loss is a sum that
+            changes its meaning or holds more than the task, name the task's: "validation_task_loss" of
+            `l2_sp`, "validation_source_loss" of `dann`.
 
     Returns:
         One dict per epoch: epoch (from 1), lr (of the first group, at the end), seconds, and every
-        number of the objective as train_* and validation_*, averaged over examples.  The best epoch is the
-        one with the lowest validation_loss.
+        number of the objective as train_* and validation_*: the mean over batches, weighted by the length of the
+        first tensor of each.  What an objective has learnt itself is left as in the best epoch, too.
 
     Raises:
         ValueError: epochs or accumulate below 1, an empty loader, no parameter to train, an optimizer that lacks a
-            parameter of the objective or holds one of neither model nor objective; a checkpoint that is of
-            another run, damaged, or more than tensors and plain values.
-        FloatingPointError: a loss is not finite; the message names the first such step, and the model has the best
-            weights so far (without a validation, those of before this step, on a GPU of before this epoch).
+            parameter of the objective or holds one of neither model nor objective; a number for `best` that is not
+            logged; a training loader that gives other than its length; a batch of one example for BatchNorm, or
+            one that cannot be cut; a checkpoint that is of another run, damaged, or more than tensors and plain
+            values.
+        FloatingPointError: a loss, or the number for `best`, is not finite; the message names the first such step
+            or epoch.  After both errors model and objective have the best weights so far, or else those of
+            before this epoch.
         OSError: the checkpoint cannot be written at the start.  Later that is a warning, and the run goes on.
     """
     train_loader, validation_loader = loaders
     _check(loaders, model, objective, optimizer, epochs, accumulate)
+    _check_best(best, validation_loader)
     device = device or pick_device()
     _move(model, objective, device)
     team = Team(device)
     rates = Rates(optimizer, schedule, total_steps=epochs * len(train_loader))
     scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision(device) is torch.float16)
-    run = RunState(model, objective, optimizer, scaler, rates, loaders)
+    run = RunState(model, objective, optimizer, scaler, rates, loaders, best)
     saved = Checkpoint(checkpoint, run, {"epochs": epochs, "clip_norm": clip_norm}, team)
+    stopping = stop_button(checkpoint is not None and team.size == 1)
 
-    with rates, _bar(run, epochs, team) as bar, stop_button(checkpoint is not None and team.size == 1) as stop:
+    with rates, _bar(run, epochs, team) as bar, stopping as stop, _failing_well(run):
         while len(run.history) < epochs and not stop():
             # 1. Learn from every batch once; after an interruption, from those that are left.
-            with _weights_survive(run, device):
-                train = train_one_epoch(
-                    model,
-                    run.remaining_batches(),
-                    objective,
-                    optimizer,
-                    rates=rates,
-                    scaler=scaler,
-                    clip_norm=clip_norm,
-                    device=device,
-                    accumulate=accumulate,
-                    epoch=len(run.history) + 1,
-                    means=run.means,
-                    stop=stop,
-                )
+            train = train_one_epoch(
+                model,
+                run.remaining_batches(),
+                objective,
+                optimizer,
+                rates=rates,
+                scaler=scaler,
+                clip_norm=clip_norm,
+                device=device,
+                accumulate=accumulate,
+                epoch=len(run.history) + 1,
+                step=run.steps,
+                means=run.means,
+                stop=stop,
+            )
             if run.epoch_is_whole:
                 # 2. Look at the validation part.
                 validation = None
@@ -135,9 +146,9 @@ def fit(
                     on_epoch(record)
             # 4. Save, to go on from here one day.
             saved.save()
-        if stop():
+        if len(run.history) < epochs:
             print(f"Stopped after {run}. The same call again goes on from there: {checkpoint}.")
-    run.restore_best()
+    run.restore(run.best_weights)
     return run.history
 
 
@@ -153,6 +164,7 @@ def train_one_epoch(
     device: torch.device | None = None,
     accumulate: int = 1,
     epoch: int = 1,
+    step: int = 0,
     means: Means | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
@@ -164,6 +176,7 @@ def train_one_epoch(
         rates: sets the learning rates of every step; they stay as they are when None.
         scaler: of the loss, for float16 on older GPUs.
         epoch: its number, for messages.
+        step: how many of its steps were taken before, for messages.
         means: goes on counting in these.
         stop: ends the pass after the step in which it says so.
 
@@ -175,15 +188,14 @@ def train_one_epoch(
     team = Team(device)
     watch = _LossWatch(device, epoch)
     trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    scheduled = _with_progress(objective)
+    scheduled = with_progress(objective)
     train_mode(model)
     if isinstance(objective, nn.Module):
         train_mode(objective)
     team.begin_epoch()
     forward = team.joined(objective, model)
     precision = autocast(device)
-    for batch in loader:
-        means.steps += 1
+    for number, batch in enumerate(loader, start=step + 1):
         # 1. Set the learning rates of this step, and tell the objective how far the run is.
         if rates is not None:
             progress = rates.advance()
@@ -192,10 +204,10 @@ def train_one_epoch(
         # 2. Forward and backward, piece by piece if the batch is cut; gradients add up.
         optimizer.zero_grad()
         pieces = team.share(to_device(batch, device), accumulate)
-        for number, piece in enumerate(pieces, start=1):
+        for piece in pieces:
             with precision:
-                logged = forward(piece.batch, number == len(pieces))
-            watch.look(logged, means.steps)
+                logged = forward(piece.batch, piece is pieces[-1])
+            watch.look(logged, number)
             loss = logged["loss"] if piece.weight == 1 else logged["loss"] * piece.weight
             scaler.scale(loss).backward()
             means.add(logged, piece.examples)
@@ -287,25 +299,18 @@ class _LossWatch:
 
 
 @contextmanager
-def _weights_survive(run: RunState, device: torch.device) -> Iterator[None]:
-    """Put the best weights so far back after a loss that was not finite."""
-    before = None
-    if run.best_weights is None and device.type != "cpu":
-        # There the steps go on until somebody looks; without a best epoch the weights of before this one are kept.
-        before = copy.deepcopy(run.model.state_dict())
+def _failing_well(run: RunState) -> Iterator[None]:
+    """After numbers that cannot be, put the last good weights back; explain what BatchNorm says of one example."""
     try:
         yield
-    except FloatingPointError:
-        if before is not None:
-            run.model.load_state_dict(before)
-        run.restore_best()
-        raise
-
-
-def _with_progress(objective: Objective) -> list[nn.Module]:
-    """The objective and those inside it that want to know how far the run is."""
-    parts = objective.modules() if isinstance(objective, nn.Module) else ()
-    return [part for part in parts if hasattr(part, "progress")]
+    except (FloatingPointError, ValueError) as error:
+        run.restore(run.last_good)
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"the batch of epoch {len(run.history) + 1}, step {run.steps}, or a piece of it, has 1 example, from which "
+            "BatchNorm cannot learn; take another batch_size, leave the last batch out, or lower accumulate"
+        ) from error
 
 
 def _move(model: nn.Module, objective: Objective, device: torch.device) -> None:
@@ -330,6 +335,14 @@ def _eval_mode(model: nn.Module, objective: Objective) -> Iterator[None]:
     finally:
         for part, training in flags:
             part.training = training
+
+
+def _check_best(best: str, validation_loader: Iterable | None) -> None:
+    """Refuse a number that no record will have, or whose lowest value is not the best."""
+    if validation_loader is None and best != "validation_loss":
+        raise ValueError(f"best={best!r} needs a validation loader; without one, the last weights stay")
+    if not best.startswith("validation_") or best.endswith("accuracy"):
+        raise ValueError(f"best={best!r} must be a loss of the validation, such as 'validation_loss': the lowest wins")
 
 
 def _check(

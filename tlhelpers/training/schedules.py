@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 
 class Rates:
@@ -11,7 +12,8 @@ class Rates:
 
     Progress is taken at the middle of a step, so that no step is lost at a factor of 0.  A plain number
     says where the run is, which makes it easy to continue one.  As a context it puts the first rates back
-    at the end, so that the optimizer can be used for another run.
+    at the end, so that the optimizer can be used for another run.  A group that is added on the way, to unfreeze
+    gradually, joins at the next step: the rate that it has then is its first.
 
     Args:
         optimizer: with the first rates in its groups.
@@ -36,9 +38,11 @@ class Rates:
         """Set the rates of the next step; returns the progress of the run in its middle."""
         progress = (self.step + 0.5) / self.total_steps
         self.step += 1
+        groups = self.optimizer.param_groups
+        self.first += [group["lr"] for group in groups[len(self.first) :]]
         if self.schedule is not None:
             factor = self.schedule(progress)
-            for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
+            for group, rate in zip(groups, self.first, strict=True):
                 group["lr"] = rate * factor
         return progress
 
@@ -46,8 +50,15 @@ class Rates:
         return self
 
     def __exit__(self, *_error) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self.first, strict=True):
+        # A group that was added after the last step still has its first rate.
+        for group, rate in zip(self.optimizer.param_groups, self.first, strict=False):
             group["lr"] = rate
+
+
+def with_progress(objective: Callable) -> list[nn.Module]:
+    """The objective and those inside it that want to know how far the run is: modules with a `progress`."""
+    parts = objective.modules() if isinstance(objective, nn.Module) else ()
+    return [part for part in parts if hasattr(part, "progress")]
 
 
 def warmup_cosine(warmup: float = 0.1) -> Callable[[float], float]:
