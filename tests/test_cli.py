@@ -89,7 +89,7 @@ def test_the_doctor_speaks_even_when_torch_cannot_be_imported(tmp_path):
     )
     assert done.returncode == 1
     assert "NO torch pair" in done.stdout and "libcudart" in done.stdout and "checks failed" in done.stdout
-    assert done.stdout.count("not checked, because torch cannot be imported") == 6
+    assert done.stdout.count("not checked, because torch cannot be imported") == 7
     assert len(tries.read_text()) == 2  # the pair, and once for all others
 
 
