@@ -115,6 +115,13 @@ def test_a_second_press_and_one_without_a_checkpoint_interrupt_as_ever(path):
     assert same(whole_run(None), whole_run(path))
 
 
+def test_a_program_that_has_its_own_way_with_the_stop_button_keeps_it(path):
+    heard = []
+    signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+    assert same(whole_run(path, objective=pressing_stop(3)), whole_run(None))
+    assert heard == [1]
+
+
 def test_another_thread_trains_and_leaves_the_stop_button_alone(path):
     results = []
     thread = threading.Thread(target=lambda: results.append(whole_run(path)))
@@ -201,11 +208,16 @@ def test_an_objective_that_is_a_module_learns_and_after_a_resume_ends_bit_equal(
     assert all(torch.equal(weights[name], resumed_weights[name]) for name in weights)
 
 
+def batches(data, generator):
+    return BatchSampler(RandomSampler(data, generator=generator), 4, False)
+
+
 ORDERS = {
     "its own": lambda data, generator: DataLoader(data, 4, shuffle=True, generator=generator),
     "of its sampler": lambda data, generator: DataLoader(data, 4, sampler=RandomSampler(data, generator=generator)),
-    "of the sampler of its batches": lambda data, generator: DataLoader(
-        data, batch_sampler=BatchSampler(RandomSampler(data, generator=generator), 4, False)
+    "of its sampler of batches": lambda data, generator: DataLoader(data, batch_sampler=batches(data, generator)),
+    "of a sampler that samples batches": lambda data, generator: DataLoader(
+        data, batch_size=None, sampler=batches(data, generator)
     ),
 }
 

@@ -317,7 +317,10 @@ def _set_position(loader: Iterable | None, position: dict) -> None:
 
 
 def _generators(loader: Iterable | None) -> list[torch.Generator]:
-    """Those of a `DataLoader` and of its samplers, whichever it was given."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    return [owner.generator for owner in (loader, *samplers) if getattr(owner, "generator", None) is not None]
+    """Those of a `DataLoader` and of its samplers, whichever it was given, and of samplers inside them."""
+    generators = []
+    for owner in (loader, getattr(loader, "batch_sampler", None)):
+        while owner is not None:
+            generators.append(getattr(owner, "generator", None))
+            owner = getattr(owner, "sampler", None)
+    return [generator for generator in generators if generator is not None]
