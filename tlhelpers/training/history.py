@@ -103,7 +103,7 @@ class RunState:
             ValueError: the loader gives more or fewer batches than its length.
         """
         self._clock = time.perf_counter() - self.seconds
-        self.last_good = self.best_weights or self._weights()
+        self.last_good = self.best_weights or self._weights(frozen=False)
         batches = self._batches_after(self.steps) if self.steps else self.loaders[0]
         length = len(self.loaders[0])
         for batch in batches:
@@ -163,14 +163,20 @@ class RunState:
             self.best_score = score
             self.best_weights = self._weights()
 
-    def _weights(self) -> dict:
-        """A copy of what belongs together: the model, and what the objective learns."""
-        return copy.deepcopy({"model": self.model.state_dict(), "objective": learning(self.objective)})
+    def _weights(self, *, frozen: bool = True) -> dict:
+        """A copy of what belongs together: the model, and what the objective learns.
+
+        Args:
+            frozen: with the parameters that do not move now, of which a transformer has many.
+        """
+        fixed = {name for name, parameter in self.model.named_parameters() if not (frozen or parameter.requires_grad)}
+        model = {name: value for name, value in self.model.state_dict().items() if name not in fixed}
+        return copy.deepcopy({"model": model, "objective": learning(self.objective)})
 
     def restore(self, weights: dict | None) -> None:
         """Put such a copy back, if there is one, and leave the model in eval mode."""
         if weights is not None:
-            self.model.load_state_dict(weights["model"])
+            self.model.load_state_dict(weights["model"], strict=False)
             own = learning(self.objective)
             for name in own.keys() & weights["objective"].keys():
                 own[name].copy_(weights["objective"][name])
