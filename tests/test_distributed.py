@@ -135,8 +135,3 @@ def test_cutting_keeps_the_structure_of_a_batch():
     first, second = cut({"a": (torch.arange(5), [torch.arange(5)]), "b": Pair(torch.arange(5), torch.arange(5))}, 2)
     assert first["a"][0].tolist() == first["b"].x.tolist() == [0, 1, 2]
     assert second["a"][1][0].tolist() == [3, 4]
-
-
-def test_pieces_below_one_are_refused():
-    with pytest.raises(ValueError, match="epochs=3 and accumulate=0 must be at least 1"):
-        trained(accumulate=0)
