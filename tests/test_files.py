@@ -79,31 +79,24 @@ def test_digests_may_be_short_or_of_another_kind(digest, server, tmp_path):
     assert fetch(remote(server, digest), tmp_path / "w").exists()
 
 
-@pytest.mark.parametrize("cut", [0, 1, 4096, 10_239])
-def test_a_broken_download_leaves_nothing_under_the_final_name_and_is_continued(cut, server, tmp_path):
+@pytest.mark.parametrize(("cut", "resumes"), [(0, True), (1, True), (4096, True), (10_239, True), (5000, False)])
+def test_a_broken_download_leaves_nothing_under_the_final_name_and_is_continued(cut, resumes, server, tmp_path):
     path = tmp_path / "weights.bin"
     server.cut = cut
     with pytest.raises(OSError, match=f"after {cut:,} of 10,240 bytes"):
         fetch(remote(server), path)
     assert not path.exists()
     server.cut = None
+    server.ranges = resumes  # a server that cannot sends everything again
     assert fetch(remote(server), path).read_bytes() == CONTENT
     assert server.requests == [None, f"bytes={cut}-" if cut else None]
 
 
-def test_a_server_that_cannot_resume_sends_everything_again(server, tmp_path):
+@pytest.mark.parametrize("left", [b"", CONTENT + b"too much", b"wrong" * 10])
+def test_wrong_bytes_are_removed_whether_they_come_or_an_earlier_run_left_them(left, server, tmp_path):
     path = tmp_path / "weights.bin"
-    server.cut = 5000
-    with pytest.raises(OSError):
-        fetch(remote(server), path)
-    server.cut = None
-    server.ranges = False
-    assert fetch(remote(server), path).read_bytes() == CONTENT
-
-
-def test_wrong_bytes_of_the_right_length_are_removed(server, tmp_path):
-    path = tmp_path / "weights.bin"
-    server.content = CONTENT[:-1] + b"x"
+    path.with_name("weights.bin.part").write_bytes(left)
+    server.content = CONTENT if left else CONTENT[:-1] + b"x"
     with pytest.raises(OSError, match="the bytes are removed"):
         fetch(remote(server), path)
     assert [p.suffix for p in tmp_path.iterdir()] == [".lock"]
@@ -111,16 +104,10 @@ def test_wrong_bytes_of_the_right_length_are_removed(server, tmp_path):
     assert fetch(remote(server), path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("left", [CONTENT, CONTENT + b"too much", b"wrong" * 10])
-def test_what_an_earlier_run_left_is_used_or_removed_but_never_taken_for_complete(left, server, tmp_path):
-    path = tmp_path / "weights.bin"
-    path.with_name("weights.bin.part").write_bytes(left)
-    if left == CONTENT:
-        assert fetch(remote(server), path).read_bytes() == CONTENT
-    else:
-        with pytest.raises(OSError, match="removed"):
-            fetch(remote(server), path)
-        assert fetch(remote(server), path).read_bytes() == CONTENT
+def test_whole_bytes_that_an_earlier_run_left_are_used(server, tmp_path):
+    (tmp_path / "weights.bin.part").write_bytes(CONTENT)
+    assert fetch(remote(server), tmp_path / "weights.bin").read_bytes() == CONTENT
+    assert server.requests == []
 
 
 def test_two_at_once_download_once(server, tmp_path):
@@ -163,22 +150,18 @@ def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
 # atomic
 
 
-def test_a_reader_sees_the_old_file_until_the_block_ends_and_then_the_new_one(tmp_path):
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_reader_sees_the_old_file_until_the_block_ends_and_then_the_new_one(name, tmp_path):
     path = tmp_path / "deep" / "folder" / "file"
+    mine = None if name is None else path.with_name(name)
     for before, after in ((None, "first"), ("first", "second, which is longer"), ("second, which is longer", "3rd")):
-        with atomic(path) as temporary:
+        with atomic(path, temporary=mine) as temporary:
             temporary.write_text(after)
             assert temporary.parent == path.parent  # a rename between two disks would be a copy
+            assert mine is None or temporary == mine
             assert (path.read_text() if path.exists() else None) == before
         assert path.read_text() == after
         assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_file_may_be_written_under_a_name_of_ones_own_until_it_is_whole(tmp_path):
-    with atomic(tmp_path / "file", temporary=tmp_path / "mine") as temporary:
-        temporary.write_text("whole")
-        assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, SystemExit])
@@ -310,13 +293,9 @@ def package(tmp_path, monkeypatch):
     packaged_folder.cache_clear()
 
 
-def test_the_folder_of_a_package_is_its_own_and_its_code_is_not_run(package):
+def test_the_folder_of_a_package_is_its_own_whose_code_is_not_run_and_whose_file_is_read_once(package, monkeypatch):
     assert packaged_folder("some_weights", "model/weights.bin", SHA) == package
     assert "some_weights" not in sys.modules
-
-
-def test_a_packaged_file_is_read_once(package, monkeypatch):
-    packaged_folder("some_weights", "model/weights.bin", SHA)
     monkeypatch.setattr(files, "digest_of", lambda _path: pytest.fail("it was read again"))
     assert packaged_folder("some_weights", "model/weights.bin", SHA) == package
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import toy_examples, toy_model
+from toys import slope, toy_batch, toy_model
 
 from tlhelpers.models import freeze
 from tlhelpers.objectives import classification, l2_sp
@@ -12,35 +12,17 @@ def gradients(model, loss):
     return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
 
 
-def one_batch():
-    examples = toy_examples()
-    return examples.x, examples.y
-
-
-@pytest.fixture
-def linear():
-    """A model whose output is its input, so that logits can be written down."""
-    model = nn.Linear(3, 3, bias=False)
-    nn.init.eye_(model.weight)
-    return model
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_classification_is_cross_entropy_in_value_and_gradient(linear, smoothing):
+def test_classification_is_cross_entropy_in_value_and_gradient_and_logs_the_accuracy(smoothing):
     x = torch.randn(6, 3, requires_grad=True)
     y = torch.tensor([0, 1, 2, 0, 1, 2])
-    logged = classification(label_smoothing=smoothing)(linear, (x, y))
+    logged = classification(label_smoothing=smoothing)(nn.Identity(), (x, y))
     target = (1 - smoothing) * F.one_hot(y, 3) + smoothing / 3
     closed_form = -(target * x.log_softmax(1)).sum(1).mean()
     assert torch.allclose(logged["loss"], closed_form)
-    assert torch.equal(logged["loss"], F.cross_entropy(linear(x), y, label_smoothing=smoothing))
-    (slope,) = torch.autograd.grad(logged["loss"], x)
-    assert torch.allclose(slope, (x.softmax(1) - target) / 6, atol=1e-6)
-
-
-def test_classification_logs_the_accuracy(linear):
-    x = torch.eye(3)[[0, 1, 1, 2]]
-    assert classification()(linear, (x, torch.tensor([0, 1, 2, 2])))["accuracy"] == 0.75
+    assert torch.equal(logged["loss"], F.cross_entropy(x, y, label_smoothing=smoothing))
+    assert torch.allclose(slope(logged["loss"], x), (x.softmax(1) - target) / 6, atol=1e-6)
+    assert logged["accuracy"] == (x.argmax(1) == y).float().mean()
 
 
 # -100 is the label that torch's cross-entropy leaves out without a word.
@@ -59,7 +41,7 @@ def test_labels_of_another_shape_are_refused(y):
 
 def test_l2_sp_adds_the_closed_form_value_and_gradient_for_body_and_head():
     model = toy_model().eval()
-    batch = one_batch()
+    batch = toy_batch()
     plain = classification()
     objective = l2_sp(plain, model.body, alpha=0.3, head=model.head, beta=0.7)
     start = [p.detach().clone() for p in model.body.parameters()]
@@ -76,17 +58,8 @@ def test_l2_sp_adds_the_closed_form_value_and_gradient_for_body_and_head():
     expected = bare["loss"] + 0.15 * distance + 0.35 * sum(v.square().sum() for v in head)
     assert torch.allclose(logged["loss"], expected)
     pull = [0.3 * d for d in moved] + [0.7 * v for v in head]
-    for got, slope, extra in zip(gradients(model, logged["loss"]), gradients(model, bare["loss"]), pull, strict=True):
-        assert torch.allclose(got, slope + extra, atol=1e-5)
-
-
-def test_l2_sp_costs_nothing_at_the_starting_point_and_logs_what_its_objective_logs():
-    model = toy_model().eval()
-    batch = one_batch()
-    logged = l2_sp(classification(), model.body, alpha=9.0)(model, batch)
-    assert logged["loss"] == classification()(model, batch)["loss"]
-    assert logged["drift"] == 0
-    assert set(logged) == {"loss", "task_loss", "accuracy", "drift"}
+    slopes = zip(gradients(model, logged["loss"]), gradients(model, bare["loss"]), pull, strict=True)
+    assert all(torch.allclose(got, plain_one + extra, atol=1e-5) for got, plain_one, extra in slopes)
 
 
 def test_l2_sp_holds_back_only_what_may_move():
@@ -99,12 +72,17 @@ def test_l2_sp_holds_back_only_what_may_move():
     assert torch.allclose(objective(model, ())["loss"], torch.tensor(6.0))
 
 
-def test_l2_sp_owns_the_starting_point_and_no_parameter_of_the_model():
-    model = toy_model()
-    objective = l2_sp(classification(), model.body, alpha=0.1, head=model.head, beta=0.1)
+def test_l2_sp_owns_the_starting_point_where_it_costs_nothing_and_no_parameter_of_the_model():
+    model = toy_model().eval()
+    batch = toy_batch()
+    objective = l2_sp(classification(), model.body, alpha=9.0, head=model.head)
     assert list(objective.parameters()) == []
     for start, parameter in zip(objective.state_dict().values(), model.body.parameters(), strict=True):
         assert torch.equal(start, parameter)
+    logged = objective(model, batch)
+    assert logged["loss"] == classification()(model, batch)["loss"]
+    assert logged["drift"] == 0
+    assert set(logged) == {"loss", "task_loss", "accuracy", "drift"}
 
 
 def test_l2_sp_refuses_a_negative_weight_and_a_frozen_body():

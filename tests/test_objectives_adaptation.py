@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import CPU, differing, toy_examples, toy_model, weights_of
+from toys import CPU, differing, slope, toy_examples, toy_model, weights_of
 
 from tlhelpers.analysis import mmd_distance
 from tlhelpers.data import JointLoader, TensorLoader
@@ -22,10 +22,6 @@ from tlhelpers.objectives import (
     squared_mmd,
 )
 from tlhelpers.training import fit
-
-
-def slope(value, x):
-    return torch.autograd.grad(value, x, retain_graph=True)[0]
 
 
 def through():

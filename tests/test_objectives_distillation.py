@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import CPU, differing, toy_examples, toy_model, weights_of
+from toys import CPU, differing, slope, toy_batch, toy_examples, toy_model, weights_of
 
 from tlhelpers.data import TensorLoader
 from tlhelpers.objectives import (
@@ -19,30 +19,13 @@ from tlhelpers.objectives import (
 from tlhelpers.objectives.distillation import attention_map
 from tlhelpers.training import fit
 
-
-def slope(value, x):
-    return torch.autograd.grad(value, x, retain_graph=True)[0]
-
-
-def one_batch():
-    examples = toy_examples()
-    return examples.x, examples.y
-
-
 # the teacher
-
-
-def counted(network):
-    """The network, and a list that gets an entry with every pass through it or a copy of it."""
-    calls = []
-    network.register_forward_pre_hook(lambda *_: calls.append(1))
-    return network, calls
 
 
 def test_a_frozen_teacher_gives_what_the_network_gives_in_eval_mode_and_no_gradient():
     network = toy_model()
     teacher = FrozenTeacher(network).train()
-    x, _ = one_batch()
+    x, _ = toy_batch()
     assert not any(part.training for part in teacher.modules())
     answer = teacher(x.requires_grad_())
     assert not answer.requires_grad
@@ -73,21 +56,7 @@ def test_a_network_may_learn_from_what_it_was_before():
     assert {"body.norm.running_mean", "head.weight"} <= set(differing(before, model))
 
 
-def test_the_teacher_of_an_objective_stays_bit_equal_and_the_network_as_it_was():
-    network = toy_model()
-    student = toy_model()
-    before = weights_of(network)
-    objective = distillation(network.train(), temperature=2.0, alpha=0.5).train()
-    objective(student, one_batch())["loss"].backward()
-    assert differing(before, network) == differing(before, objective.teacher.network) == []
-    assert all(p.grad is None for p in [*network.parameters(), *objective.parameters()])
-    assert all(p.requires_grad for p in network.parameters())
-    assert network.training
-    assert all(p.grad is not None for p in student.parameters())
-    assert student.training
-
-
-def test_through_fit_the_student_learns_and_the_teacher_stays_bit_equal_and_frozen():
+def test_through_fit_the_student_learns_and_teacher_and_network_stay_bit_equal_and_as_they_were():
     network = toy_model()
     student = toy_model()
     before = weights_of(network)
@@ -98,22 +67,21 @@ def test_through_fit_the_student_learns_and_the_teacher_stays_bit_equal_and_froz
     assert history[-1]["validation_soft_loss"] < history[0]["validation_soft_loss"]
     assert differing(before, network) == differing(before, objective.teacher.network) == []
     assert not any(p.requires_grad for p in objective.parameters())
+    assert all(p.requires_grad for p in network.parameters())
+    assert all(part.training for part in network.modules())
+    assert all(p.grad is None for p in [*network.parameters(), *objective.parameters()])
 
 
-def test_two_objectives_given_one_frozen_teacher_ask_it_once_per_batch():
-    network, calls = counted(toy_model())
+@pytest.mark.parametrize(
+    "inner", [lambda teacher: distillation(teacher, temperature=2.0, alpha=1.0), lambda _: classification()]
+)
+def test_a_frozen_teacher_is_asked_once_per_batch_by_two_objectives_and_by_one(inner):
+    calls = []
+    network = toy_model()
+    network.register_forward_pre_hook(lambda *_: calls.append(1))  # a copy takes it along
     teacher = FrozenTeacher(network)
-    soft = distillation(teacher, temperature=2.0, alpha=1.0)
-    assert soft.teacher is teacher
-    objective = feature_match(soft, teacher, layers=("body", "body"), regressor=nn.Identity(), beta=1.0)
-    objective(toy_model(), one_batch())
-    assert calls == [1]
-
-
-def test_an_objective_that_never_asks_the_teacher_gets_it_asked():
-    network, calls = counted(toy_model())
-    objective = feature_match(classification(), network, layers=("body", "body"), regressor=nn.Identity(), beta=1.0)
-    objective(toy_model(), one_batch())
+    objective = feature_match(inner(teacher), teacher, layers=("body", "body"), regressor=nn.Identity(), beta=1.0)
+    objective(toy_model(), toy_batch())
     assert calls == [1]
 
 
@@ -141,7 +109,7 @@ def test_distillation_is_its_closed_form_in_value_and_gradient(alpha):
 def test_a_teacher_that_has_answered_already_gives_the_same_numbers():
     network = toy_model().eval()
     student = toy_model().eval()
-    x, y = one_batch()
+    x, y = toy_batch()
     asked = distillation(network, temperature=3.0, alpha=0.4)(student, (x, y))
     answered = distillation_loss(student(x), network(x).detach(), y, temperature=3.0, alpha=0.4)
     assert asked.keys() == answered.keys()
@@ -159,7 +127,7 @@ def test_at_a_high_temperature_the_gradient_is_the_centred_difference_of_logits(
 
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_it():
     network = toy_model().eval()
-    x, _ = one_batch()
+    x, _ = toy_batch()
     logged = distillation(network, temperature=4.0, alpha=1.0)(copy.deepcopy(network), (x, None))
     assert float(logged["soft_loss"].detach()) == pytest.approx(0.0, abs=1e-6)
     assert logged["agreement"] == 1
@@ -199,7 +167,7 @@ def test_feature_match_is_the_mean_squared_difference_in_value_and_gradient():
     student = toy_model().eval()
     network = toy_model().eval()
     network.body.norm = nn.ReLU(inplace=True)  # which writes over what the layer before it has given
-    x, y = one_batch()
+    x, y = toy_batch()
     regressor = nn.Linear(6, 8)
     objective = feature_match(
         classification(), network, layers=("body.last", "body.first"), regressor=regressor, beta=0.7
@@ -253,7 +221,7 @@ def test_attention_maps_are_blind_to_scale_and_to_the_order_of_channels():
 def test_no_hook_remains_even_after_an_error():
     student = toy_model()
     network = toy_model()
-    x, y = one_batch()
+    x, y = toy_batch()
     objective = feature_match(classification(), network, layers=("body", "body"), regressor=nn.Identity(), beta=1.0)
     objective(student, (x, y))
     with pytest.raises(RuntimeError):
@@ -264,7 +232,7 @@ def test_no_hook_remains_even_after_an_error():
 def test_layers_that_do_not_exist_or_do_not_fit_are_named():
     student = toy_model()
     network = toy_model()
-    batch = one_batch()
+    batch = toy_batch()
     plain = classification()
     for net in (student, network):
         net.head.unused = nn.Linear(1, 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from toys import CPU, differing, toy_examples, toy_model, weights_of
+from toys import CPU, differing, slope, toy_examples, toy_model, weights_of
 
 from tlhelpers.data import JointLoader, TensorLoader
 from tlhelpers.objectives import (
@@ -42,10 +42,6 @@ def two_loaders(steps=20):
 
 def constant(value):
     return lambda model, batch: {"loss": torch.as_tensor(value)}
-
-
-def slope(value, x):
-    return torch.autograd.grad(value, x, retain_graph=True)[0]
 
 
 def with_log_variances(objective, values):

@@ -1,5 +1,4 @@
 import copy
-from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -30,14 +29,14 @@ def run(model, optimizer, *, epochs=2, objective=contrary, on_epoch=None):
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_frozen_weights_and_buffers_are_bit_equal_after_fit_whatever_train_was_called(make):
+@pytest.mark.parametrize("prepare", [lambda model: model, copy.deepcopy], ids=["itself", "a deep copy"])
+def test_frozen_weights_and_buffers_are_bit_equal_after_fit_whatever_train_was_called(make, prepare):
     model = toy_model()
     surgery.freeze(model.body)
-    body = weights_of(model.body)
-    head = weights_of(model.head)
+    model = prepare(model)
+    before = weights_of(model)
     run(model, make(model.parameters()), on_epoch=lambda record: model.train())
-    assert differing(body, model.body) == []
-    assert differing(head, model.head) == ["weight", "bias"]
+    assert differing(before, model) == ["head.weight", "head.bias"]
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -81,37 +80,21 @@ def test_frozen_dropout_and_batchnorm_act_as_in_eval_mode():
     assert not any(part.training for part in body.modules())
 
 
-def test_unfreeze_lets_everything_train_also_what_did_not_before_the_freeze():
+@pytest.mark.parametrize("freezes", [1, 2])
+def test_one_unfreeze_lets_everything_train_also_what_did_not_before_and_leaves_foreign_hooks(freezes):
     body = toy_model().eval().body
     body.first.requires_grad_(False)
-    surgery.freeze(body)
+    seen = []
+    body.first.register_forward_pre_hook(lambda module, inputs: seen.append(module.training))
+    for _ in range(freezes):
+        surgery.freeze(body)
     surgery.unfreeze(body)
     assert all(p.requires_grad for p in body.parameters())
-    assert not any(part._forward_pre_hooks for part in body.modules())
+    assert sum(len(part._forward_pre_hooks) for part in body.modules()) == 1
     before = weights_of(body)
     body(torch.randn(5, 4))
     assert set(differing(before, body)) == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
-
-
-def test_one_unfreeze_undoes_two_freezes_and_leaves_foreign_hooks():
-    body = toy_model().body
-    seen = []
-    body.first.register_forward_pre_hook(lambda module, inputs: seen.append(module.training))
-    surgery.freeze(body)
-    surgery.freeze(body)
-    surgery.unfreeze(body)
-    assert sum(len(part._forward_pre_hooks) for part in body.modules()) == 1
-    body.train()(torch.randn(5, 4))
     assert seen == [True]
-
-
-def test_a_deep_copy_of_a_frozen_module_stays_frozen():
-    model = toy_model()
-    surgery.freeze(model.body)
-    clone = copy.deepcopy(model)
-    before = weights_of(clone.body)
-    run(clone, torch.optim.SGD(clone.parameters(), lr=0.1))
-    assert differing(before, clone.body) == []
 
 
 def test_train_mode_protects_what_was_frozen_by_hand():
@@ -124,32 +107,6 @@ def test_train_mode_protects_what_was_frozen_by_hand():
     assert all(part.training for part in model.modules())
 
 
-def test_learning_rates_fall_from_the_head_to_the_input():
-    model = toy_model()
-    groups = surgery.param_groups(model.body, model.head, lr=0.1, body_scale=0.5, layer_decay=0.2)
-    rates = {group["name"]: group["lr"] for group in groups}
-    expected = {"body.first": 0.002, "body.norm": 0.01, "body.last": 0.05, "head": 0.1}
-    assert rates == pytest.approx(expected)
-    assert list(rates) == list(expected)
-
-
-def test_every_trainable_parameter_is_in_one_group_and_no_frozen_one_is_in_any():
-    model = toy_model()
-    surgery.freeze(model.body.first)
-    groups = surgery.param_groups(model.body, model.head, lr=0.1)
-    held = [id(p) for group in groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    assert [group["name"] for group in groups] == ["body.norm", "body.last", "head"]
-
-
-def test_direct_parameters_of_the_body_learn_slowest():
-    body = nn.Sequential(OrderedDict(embed=nn.Linear(4, 4), block=nn.Linear(4, 4)))
-    body.class_token = nn.Parameter(torch.zeros(4))
-    groups = surgery.param_groups(body, nn.Linear(4, 2), lr=1.0, body_scale=1.0, layer_decay=0.1)
-    assert groups[0]["params"][0] is body.class_token
-    assert [group["lr"] for group in groups] == pytest.approx([0.01, 0.1, 1.0, 1.0])
-
-
 class Around(nn.Module):
     """Wraps one module, as `TextBody` wraps a transformer."""
 
@@ -158,13 +115,36 @@ class Around(nn.Module):
         self.inside = inside
 
 
-def test_a_body_that_only_wraps_others_learns_at_the_rates_of_what_it_wraps():
-    layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-    transformer = nn.ModuleDict({"embed": nn.Linear(4, 4), "encoder": Around(layers), "pooler": nn.Identity()})
-    groups = surgery.param_groups(Around(transformer), nn.Linear(4, 2), lr=1.0, body_scale=1.0, layer_decay=0.1)
-    rates = {group["name"].removeprefix("body.inside."): group["lr"] for group in groups}
-    layer_rates = {f"encoder.inside.{place}": 0.1 ** (2 - place) for place in range(3)}
-    assert rates == pytest.approx({"embed": 1e-3, **layer_rates, "head": 1.0})
+def with_a_token(body):
+    body.class_token = nn.Parameter(torch.zeros(4))
+    return body
+
+
+def transformer():
+    layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+    block = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))  # one part, though it wraps two
+    return nn.ModuleDict({"embed": block, "encoder": Around(layers), "pooler": nn.Identity()})
+
+
+@pytest.mark.parametrize(
+    ("body", "parts"),
+    [
+        (toy_model().body, ["body.first", "body.norm", "body.last"]),
+        (with_a_token(toy_model().body), ["body", "body.first", "body.norm", "body.last"]),
+        (Around(transformer()), [f"body.inside.{part}" for part in ("embed", "encoder.inside.0", "encoder.inside.1")]),
+    ],
+    ids=["children", "parameters of its own", "a wrapper and a list"],
+)
+def test_learning_rates_fall_from_the_head_to_the_input(body, parts):
+    groups = surgery.param_groups(body, nn.Linear(4, 2), lr=0.1, body_scale=0.5, layer_decay=0.2)
+    rates = {group["name"]: group["lr"] for group in groups}
+    expected = {part: 0.05 * 0.2**k for k, part in enumerate(reversed(parts))} | {"head": 0.1}
+    assert rates == pytest.approx(expected)
+    assert list(rates) == [*parts, "head"]
+    held = [p for group in groups[:-1] for p in group["params"]]
+    assert len(held) == len(set(held)) == len(list(body.parameters()))
+    surgery.freeze(body)
+    assert [group["name"] for group in surgery.param_groups(body, nn.Linear(4, 2), lr=0.1)] == ["head"]
 
 
 def test_tied_weights_learn_once_at_the_rate_of_the_first_part():
@@ -197,10 +177,12 @@ def test_an_attached_head_gets_the_features_of_a_copied_body():
     assert differing(before, backbone.module) == []
 
 
-def test_a_frozen_part_shares_its_memory_and_trains_nothing():
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_frozen_part_shares_its_memory_and_trains_nothing(bare):
     backbone = toy_backbone()
+    backbone.module.feature_dim = 5
     x = torch.rand(3, 1, 8, 8)
-    model = surgery.attach_head(backbone, 4, frozen=backbone.module.conv)
+    model = surgery.attach_head(backbone.module if bare else backbone, 4, frozen=backbone.module.conv)
     assert model.body.conv.weight.data_ptr() == backbone.module.conv.weight.data_ptr()
     model(x).sum().backward()
     assert model.body.conv.weight.grad is None
@@ -212,25 +194,20 @@ def test_a_frozen_part_shares_its_memory_and_trains_nothing():
         surgery.attach_head(backbone, 4, frozen=nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_a_bare_module_with_a_feature_dim_is_a_body_like_any_other(frozen):
+def test_a_bare_module_with_a_feature_dim_is_a_body_like_any_other():
     module = toy_backbone().module.eval()
+    with pytest.raises(ValueError, match=r"the Sequential has no feature_dim; .*Backbone\(module, feature_dim\)"):
+        surgery.attach_head(module, 4)
     module.feature_dim = 5
     torch.manual_seed(1)
-    model = surgery.attach_head(module, 4, frozen=module.conv if frozen else None)
+    model = surgery.attach_head(module, 4)
     torch.manual_seed(1)
-    same = surgery.attach_head(Backbone(module, 5), 4, frozen=module.conv if frozen else None)
+    same = surgery.attach_head(Backbone(module, 5), 4)
     assert differing(weights_of(same), model) == []
     assert model.body is not module
-    assert model.body.conv.weight.requires_grad is not frozen
-    assert (model.body.conv.weight.data_ptr() == module.conv.weight.data_ptr()) is frozen
+    assert model.body.conv.weight.data_ptr() != module.conv.weight.data_ptr()
     with pytest.raises(ValueError, match="takes 7 features but the body gives 5"):
         surgery.attach_head(module, nn.Linear(7, 2))
-
-
-def test_a_bare_module_without_a_feature_dim_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match=r"the Sequential has no feature_dim; .*Backbone\(module, feature_dim\)"):
-        surgery.attach_head(toy_backbone().module, 4)
 
 
 @pytest.mark.parametrize(
@@ -246,18 +223,15 @@ def test_a_ready_made_head_is_used_as_it_is(head):
     assert model(torch.rand(3, 1, 8, 8)).shape == (3, 2)
 
 
-def test_a_number_of_classes_may_be_one_of_numpy_but_no_word():
-    assert surgery.attach_head(toy_backbone(), np.int64(4)).head.out_features == 4
-    with pytest.raises(TypeError, match="'str'"):
-        surgery.attach_head(toy_backbone(), "4")
-
-
 def test_a_head_that_does_not_fit_is_refused_with_the_right_size():
     for head in (nn.Linear(7, 2), nn.Sequential(nn.Linear(7, 4), nn.ReLU(), nn.Linear(4, 2))):
         with pytest.raises(ValueError, match=r"takes 7 features but the body gives 5; build it with nn\.Linear\(5"):
             surgery.attach_head(toy_backbone(), head)
     with pytest.raises(ValueError, match="at least 2 classes, not 1"):
         surgery.attach_head(toy_backbone(), 1)
+    with pytest.raises(TypeError, match="'str'"):
+        surgery.attach_head(toy_backbone(), "4")
+    assert surgery.attach_head(toy_backbone(), np.int64(4)).head.out_features == 4
 
 
 def test_interpolation_meets_both_ends_and_is_linear_between():

@@ -1,6 +1,7 @@
 """Files from elsewhere: none is run, none leaves its folder, none is larger than it says."""
 
 import ast
+import contextlib
 import gzip
 import hashlib
 import io
@@ -12,13 +13,14 @@ import tarfile
 import tracemalloc
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from toys import toy_backbone, toy_images
+from toys import save_tiny_bert, toy_backbone, toy_images
 
 import tlhelpers
 from tlhelpers.__main__ import main
@@ -28,6 +30,7 @@ from tlhelpers.data import load_dataset, photos, read_table
 from tlhelpers.data.folders import decode
 from tlhelpers.models import CUTS, load_backbone, load_hub_body, photo_weights
 from tlhelpers.runtime import cache_dir
+from tlhelpers.training import checkpoint
 
 pytestmark = pytest.mark.fault_table
 ROOT = Path(tlhelpers.__file__).parent
@@ -85,17 +88,21 @@ def photo_positions(root: Path) -> dict[Path, str]:
     )
 
 
-def refused(call, *, path: Path, bomb: bytes, marker: Path) -> bool:
-    """Put the bomb there and read it; True if that is an error of a documented kind and nothing ran."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bomb)
-    try:
-        call()
-    except (OSError, ValueError):
-        return not marker.exists()
-    finally:
-        path.unlink(missing_ok=True)
-    return False
+def refusals(marker: Path, cases, *, prepare=lambda: None, more: tuple[bytes, ...] = ()) -> tuple[int, int]:
+    """Reads of a pickle at each of [(path, call)], and how many were an error of a documented kind and ran nothing."""
+    reads = refused = 0
+    for path, call in cases:
+        for bomb in (*pickles(marker).values(), *more):
+            prepare()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bomb)
+            reads += 1
+            with contextlib.suppress(OSError, ValueError, checkpoint.Damaged):
+                call()
+                continue
+            refused += not marker.exists()
+            path.unlink(missing_ok=True)
+    return reads, refused
 
 
 def test_a_bomb_does_go_off_where_it_is_unpickled(marker):
@@ -108,26 +115,22 @@ def test_a_bomb_does_go_off_where_it_is_unpickled(marker):
 
 
 def test_a_pickle_in_the_place_of_weights_is_refused(marker, fault_row):
-    counts = [0, 0]
-    for name in CUTS:
-        path = cache_dir() / "hub" / "checkpoints" / photo_weights(name)[1].name
-        for bomb in pickles(marker).values():
-            counts[0] += 1
-            counts[1] += refused(lambda n=name: load_backbone(n), path=path, bomb=bomb, marker=marker)
-    fault_row("pickle with code as weights", "refused, the code never runs", *counts)
+    folder = cache_dir() / "hub" / "checkpoints"
+    cases = [(folder / photo_weights(name)[1].name, partial(load_backbone, name)) for name in CUTS]
+    fault_row("pickle with code as weights", "refused, the code never runs", *refusals(marker, cases))
 
 
 def test_a_pickle_in_the_place_of_a_data_set_is_refused(marker, fault_row):
     positions = photo_positions(photos._root())
-    counts = [0, 0]
-    for path, name in positions.items():
-        for bomb in pickles(marker).values():
-            for other, reader in positions.items():  # the rest of the data set is there, with wrong bytes
-                if reader == name and "processed" not in other.parts:
-                    other.parent.mkdir(parents=True, exist_ok=True)
-                    other.write_bytes(b"\0" * 16)
-            counts[0] += 1
-            counts[1] += refused(lambda n=name: load_dataset(n), path=path, bomb=bomb, marker=marker)
+
+    def with_wrong_bytes():
+        for path in positions:
+            if "processed" not in path.parts:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(b"\0" * 16)
+
+    cases = [(path, partial(load_dataset, name)) for path, name in positions.items()]
+    counts = refusals(marker, cases, prepare=with_wrong_bytes)
     fault_row("pickle with code as a data set", "refused, the code never runs", *counts)
 
 
@@ -150,33 +153,24 @@ def test_a_pickle_in_the_feature_cache_is_replaced_by_features(marker, fault_row
 def test_a_pickle_in_the_place_of_streamed_features_is_refused(name, marker, fault_row):
     examples = toy_images()
     path = marker.parent / "f.npy"
-    counts = [0, 0]
     with_array = io.BytesIO()
     np.save(with_array, np.array([Bomb(marker)], dtype=object), allow_pickle=True)  # NumPy's own way to hold a pickle
-    for bomb in (*pickles(marker).values(), with_array.getvalue()):
-        stream_features(toy_backbone(), [(examples.x, examples.y)], path, rows=10)
-        counts[0] += 1
-        counts[1] += refused(lambda: open_features(path), path=path.with_name(name), bomb=bomb, marker=marker)
+    counts = refusals(
+        marker,
+        [(path.with_name(name), lambda: open_features(path))],
+        prepare=lambda: stream_features(toy_backbone(), [(examples.x, examples.y)], path, rows=10),
+        more=(with_array.getvalue(),),
+    )
     fault_row("pickle with code as streamed features", "refused, the code never runs", *counts)
 
 
 def test_a_pickle_in_the_place_of_a_checkpoint_is_refused(marker, fault_row):
-    from tlhelpers.training import checkpoint
-
-    counts = [0, 0]
     path = marker.parent / "run.pt"
-    for bomb in pickles(marker).values():
-        path.write_bytes(bomb)
-        counts[0] += 1
-        with pytest.raises((ValueError, checkpoint.Damaged)):
-            checkpoint.read(path)
-        counts[1] += not marker.exists()
+    counts = refusals(marker, [(path, lambda: checkpoint.read(path))])
     fault_row("pickle with code as a checkpoint", "refused, the code never runs", *counts)
 
 
 def test_a_checkpoint_whose_parts_unpack_to_more_is_refused(tmp_path):
-    from tlhelpers.training import checkpoint
-
     torch.save({"x": torch.zeros(10)}, tmp_path / "run.pt")
     kind = zipfile.ZIP_DEFLATED
     with zipfile.ZipFile(tmp_path / "run.pt") as plain, zipfile.ZipFile(tmp_path / "packed.pt", "w", kind) as packed:
@@ -188,19 +182,14 @@ def test_a_checkpoint_whose_parts_unpack_to_more_is_refused(tmp_path):
 
 @pytest.mark.parametrize("position", ["pytorch_model.bin", "model.safetensors", "tokenizer.json", "config.json"])
 def test_a_pickle_in_a_model_folder_is_refused(position, marker, fault_row):
-    from transformers import BertConfig, BertModel
-
     folder = marker.parent / "model"
-    model = BertModel(BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
-    counts = [0, 0]
-    for bomb in pickles(marker).values():
-        model.save_pretrained(folder)
-        (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
-        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+
+    def saved():
+        save_tiny_bert(folder)
         if position == "pytorch_model.bin":
             (folder / "model.safetensors").unlink()
-        counts[0] += 1
-        counts[1] += refused(lambda: load_hub_body(str(folder)), path=folder / position, bomb=bomb, marker=marker)
+
+    counts = refusals(marker, [(folder / position, lambda: load_hub_body(str(folder)))], prepare=saved)
     fault_row("pickle with code in a model folder", "refused, the code never runs", *counts)
 
 

@@ -46,6 +46,17 @@ def toy_backbone() -> Backbone:
     return Backbone(nn.Sequential(children), 5, name="toy")
 
 
+def toy_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """All 24 of `toy_examples` in one."""
+    examples = toy_examples()
+    return examples.x, examples.y
+
+
+def slope(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The gradient of a number with respect to x; the graph stays, for another one."""
+    return torch.autograd.grad(value, x, retain_graph=True)[0]
+
+
 def toy_images(n: int = 10) -> Examples:
     """Noise [n, 1, 8, 8] with labels 0, 1, 0, 1, ..."""
     x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(8))
