@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from test_photos import SHARED, needs_cache
 
 from tlhelpers.data import (
     ALL_CLASSES,
@@ -98,6 +99,17 @@ def test_mnist_5k_has_its_sizes_500_images_per_digit_and_no_image_in_two_parts(m
     assert mnist_5k.classes == tuple("0123456789")
     assert torch.bincount(torch.cat([examples.y for examples in parts])).tolist() == [500] * 10
     assert [len(overlap(a.x, b.x)) for a, b in itertools.combinations(parts, 2)] == [0, 0, 0]
+
+
+@needs_cache
+def test_no_digit_of_mnist_5k_is_in_the_test_part_of_mnist_whose_writers_are_others(mnist_5k, monkeypatch):
+    monkeypatch.setenv("TLHELPERS_CACHE", str(SHARED))
+    everything = load_dataset("mnist")
+    published = torch.cat([part.x for part in parts_of(mnist_5k)])[:, :, 2:-2, 2:-2]
+    published = (255 * published).round().to(torch.uint8)
+    assert len(overlap(everything.test.x, published)) == 0
+    training = torch.cat([everything.train.x, everything.validation.x])
+    assert len(overlap(training, published)) == len(published)
 
 
 def test_mnist_5k_holds_the_bytes_of_its_file_in_an_empty_frame(mnist_5k):

@@ -92,7 +92,7 @@ def test_where_the_device_has_reduced_precision_the_body_uses_it_and_features_ar
     assert torch.allclose(reduced, exact, atol=0.02)  # bfloat16 keeps 8 bits
 
 
-@pytest.mark.parametrize("layer", ["conv", "norm", "relu", "pool.0"])
+@pytest.mark.parametrize("layer", ["conv", "norm", "relu", "pool.0", "pool"])
 def test_a_named_layer_gives_its_mean_over_positions(layer):
     backbone = toy_backbone()
     examples = toy_images()
@@ -103,8 +103,10 @@ def test_a_named_layer_gives_its_mean_over_positions(layer):
     backbone.module(examples.x)
     hook.remove()
     backbone.module.relu.inplace = True  # writes over what "norm" has given
+    backbone.module.last = nn.Threshold(9.0, 0.0, inplace=True)  # and this over what "pool" has
     features = extract_features(backbone, examples, layer=layer, batch_size=3, device=CPU)
-    assert torch.allclose(features.x, outputs["it"].flatten(2).mean(2), atol=1e-6)
+    expected = outputs["it"].mean((2, 3)) if layer != "pool" else outputs["it"]
+    assert torch.allclose(features.x, expected, atol=1e-6)
     assert not module._forward_hooks
 
 

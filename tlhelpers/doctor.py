@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 HOSTS = ("download.pytorch.org", "huggingface.co")
-LEAST_GB = 2  # of memory and of disk; a page takes up to 1.4 (its limit in the tests), JupyterLab the rest
+LEAST_GB = 2  # of memory and of disk; a page takes up to 1.6 (its limit in the tests), JupyterLab the rest
 
 
 def doctor() -> int:

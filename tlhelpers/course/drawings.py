@@ -67,18 +67,7 @@ def network(
     for (text, state), width in zip(parts, widths or [1.0] * len(parts), strict=True):
         if middles:
             arrow(ax, (x - gap, y), (x, y))
-        colour, edge = STATES[state]
-        box = FancyBboxPatch(
-            (x, y - height / 2),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.12",
-            facecolor=tint(colour),
-            edgecolor=colour,
-            linestyle=edge,
-            linewidth=1.6,
-        )
-        ax.add_patch(box)
+        _box(ax, state, (x, y), width, height)
         ax.text(x + width / 2, y, text, ha="center", va="center", fontsize=fontsize, color=INK)
         middles.append((x + width / 2, y))
         x += width + gap
@@ -140,20 +129,26 @@ def key(ax: Axes, states: Sequence[str], *, at: tuple[float, float], step: float
     """What the colours mean: one small box and a word per state, in a row."""
     x, y = at
     for state in states:
-        colour, edge = STATES[state]
-        swatch = FancyBboxPatch(
-            (x, y - 0.13),
-            0.3,
-            0.26,
-            boxstyle="round,pad=0,rounding_size=0.06",
-            facecolor=tint(colour),
-            edgecolor=colour,
-            linestyle=edge,
-            linewidth=1.4,
-        )
-        ax.add_patch(swatch)
+        _box(ax, state, (x, y), 0.3, 0.26)
         ax.text(x + 0.42, y, state, ha="left", va="center", fontsize=9, color=INK)
         x += step
+
+
+def _box(ax: Axes, state: str, left: tuple[float, float], width: float, height: float) -> None:
+    """A rounded box in the look of a state; `left` is the middle of its left edge."""
+    colour, edge = STATES[state]
+    x, y = left
+    box = FancyBboxPatch(
+        (x, y - height / 2),
+        width,
+        height,
+        boxstyle=f"round,pad=0,rounding_size={0.12 * min(height, 1)}",
+        facecolor=tint(colour),
+        edgecolor=colour,
+        linestyle=edge,
+        linewidth=1.6,
+    )
+    ax.add_patch(box)
 
 
 def tint(colour: str, strength: float = 0.14) -> tuple[float, ...]:

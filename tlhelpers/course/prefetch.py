@@ -79,9 +79,8 @@ def _verified(files: list[Path]) -> str:
             if listed.setdefault(key, digest) != digest:
                 blob = path.resolve()
                 path.unlink()
-                if (
-                    blob.parent.name == "blobs"
-                ):  # the hub's cache keeps the bytes there, and a link to them in the model
+                # The hub's cache keeps the bytes in blobs/, and a link to them in the model.
+                if blob.parent.name == "blobs":
                     blob.unlink(missing_ok=True)
                 raise OSError(f"{path} is not what was fetched before; it is removed, run this again")
         with atomic(manifest) as temporary:

@@ -40,10 +40,9 @@ class Reading:
         lines = [f"{len(self.images)} images from {self.low[0]}x{self.low[1]} to {self.high[0]}x{self.high[1]} pixels"]
         for title, files in (("not usable", self.unreadable), ("turned into RGB", self.changed)):
             shown = [f"  {name}: {why}" for name, why in list(files.items())[:10]]
-            more = (
-                [f"  ... and {len(files) - 10} more (all: tlhelpers.data.folders.examine)"] if len(files) > 10 else []
-            )
-            lines += [f"{len(files)} {title}:", *shown, *more] if files else []
+            if len(files) > 10:
+                shown.append(f"  ... and {len(files) - 10} more (all: tlhelpers.data.folders.examine)")
+            lines += [f"{len(files)} {title}:", *shown] if files else []
         return "\n".join(lines)
 
 

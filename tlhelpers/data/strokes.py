@@ -129,9 +129,8 @@ def _distances(starts: Tensor, ends: Tensor, size: int) -> Tensor:
         along_x, along_y = (end - start).T.unsqueeze(2)
         away_x, away_y = pixel_x - x, pixel_y - y  # [S, P]
         length = (along_x**2 + along_y**2).clamp(min=1e-12)
-        share = ((away_x * along_x + away_y * along_y) / length).clamp(
-            0, 1
-        )  # where on the segment the nearest point is
+        # Where on the segment the nearest point is, from 0 to 1.
+        share = ((away_x * along_x + away_y * along_y) / length).clamp(0, 1)
         distance = torch.hypot(away_x - share * along_x, away_y - share * along_y)
         nearest = torch.minimum(nearest, distance.amin(dim=0))
     return nearest

@@ -1,8 +1,8 @@
 """Record the label curve: `python -m tlhelpers.experiments.label_curve` (about 50 minutes on two CPU cores).
 
-Six ways to read MNIST with few labels: tuned pixels, a linear probe on random and on pretrained weights, training
-from scratch, fine-tuning, and fine-tuning from the linear probe (LP-FT), of which the last three are too slow to
-repeat at every seed inside a page.  Settings are chosen on the validation part with draws of labels that are not
+Seven ways to read MNIST with few labels: tuned pixels, a linear probe on random weights and on two pretrained bodies,
+training from scratch, fine-tuning, and fine-tuning from the linear probe (LP-FT), of which the last three are too slow
+to repeat at every seed inside a page.  Settings are chosen on the validation part with draws of labels that are not
 used afterwards; the test part is scored once per run.  Where the whole of MNIST is in the cache, the same models
 also read its 10,000 test digits, by writers that nobody here has seen.
 """
@@ -26,7 +26,7 @@ from tlhelpers.models import Backbone, load_backbone
 from tlhelpers.training import accuracy
 
 RECORD = RECORDED / "label_curve.json"
-UCI_RECORD = RECORDED / "label_curve_uci.json"  # of the first edition, on "digits": pages 05 to 13 still draw from it
+UCI_RECORD = RECORDED / "label_curve_uci.json"  # of the first edition, on "digits": most pages still draw from it
 LABELS = (1, 2, 5, 10, 20, 50)  # per class
 SEEDS = {1: 20, 2: 10, 5: 10, 10: 5, 20: 5, 50: 5}  # the fewer labels, the more the draw matters
 TUNING_SEEDS = (1000, 1001, 1002)
@@ -99,7 +99,8 @@ def method_scores(name: str) -> dict:
     elsewhere: dict[int, list[float]] = {}
     for n in LABELS:
         setting = (few if n < MANY else many)["chosen"]
-        runs[n], elsewhere[n] = [], []
+        runs[n] = []
+        elsewhere[n] = []
         for seed in range(SEEDS[n]):
             model = one_run(method, digits, labels=n, seed=seed, **setting)
             runs[n].append(round(accuracy(model, digits.test), 4))
@@ -109,7 +110,7 @@ def method_scores(name: str) -> dict:
     return {"tuning": few, "tuning_many": many, "runs": runs, "other_writers": elsewhere}
 
 
-def pixel_scores() -> dict:
+def pixel_runs() -> dict:
     """As `method_scores`, of the SVM on pixels, which chooses its settings anew for every draw."""
     digits = load_dataset("mnist-5k")
     others = other_writers()
@@ -137,7 +138,7 @@ def other_writers() -> Examples | None:
 def record(path: Path) -> None:
     """Score every method, two at a time, and write the file."""
     with ProcessPoolExecutor(max_workers=2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pixels = pool.submit(pixel_scores)
+        pixels = pool.submit(pixel_runs)
         others = dict(zip(methods(), pool.map(method_scores, methods()), strict=True))
     results = {"pixels": pixels.result(), **others}
     facts: dict = {"what": "accuracy on MNIST by method, labels per class and seed"}

@@ -176,7 +176,8 @@ class RunState:
     def restore(self, weights: dict | None) -> None:
         """Put such a copy back, if there is one, and leave the model in eval mode."""
         if weights is not None:
-            self.model.load_state_dict(weights["model"], strict=False)
+            # What the copy leaves out stays as it is; a name that is not in the model is still an error.
+            self.model.load_state_dict(self.model.state_dict() | weights["model"])
             own = learning(self.objective)
             for name in own.keys() & weights["objective"].keys():
                 own[name].copy_(weights["objective"][name])

@@ -74,8 +74,8 @@ def fit(
             in a new kernel, goes on from there and ends as if nothing had happened (on a CPU bit-equal;
             `on_epoch` hears what is new, and again an epoch in which it broke off itself).  Ctrl-C, the stop
             button, then ends the run at the next step: it is kept, and what there is so far is returned.
-            `epochs` may grow where no step depends on it, by a schedule or an objective with `progress`;
-            everything else must be as before.  The file has up to four times the size of the
+            Without a schedule, and without `progress` in the objective, `epochs` may grow; everything else must
+            be as before.  The file has up to four times the size of the
             weights (Adam keeps two numbers each, and the best weights are there too; a teacher comes on
             top), and the one before stays beside it.  Data, and what a function holds that is no module,
             are not kept.  A shuffled `DataLoader` inside a `JointLoader` needs a generator of its own, or the
